@@ -1,0 +1,74 @@
+# Everything a newcomer needs: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Any Python 3.11 to 3.13 with pip; the rest is brought along.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+TOOLS := .cache/tools
+UV := $(TOOLS)/bin/uv
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(UV): requirements/uv.txt
+	@$(PYTHON) scripts/check_machine.py
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade \
+	  --target $(TOOLS) --requirement requirements/uv.txt
+	@touch $(UV)
+
+$(STAMP): requirements/dev.txt pyproject.toml $(UV)
+	@$(PYTHON) scripts/check_machine.py
+	@echo "Installing into $(VENV) from requirements/dev.txt"
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	@$(UV) pip sync --quiet --python $(BIN)/python requirements/dev.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+.PHONY: install
+install: $(STAMP) ## Make .venv with everything (CPU engines, gateway, operator's packages, tests)
+
+.PHONY: demo
+demo: ## Start the quickstart and ask it three things; DEMO_ONCE=1 stops by itself
+	@started=$$(date +%s.%N); $(MAKE) --no-print-directory install; \
+	  POINTSMAN_DEMO_STARTED=$$started exec $(BIN)/python -m pointsman_serving.cli.demo \
+	  $(if $(DEMO_ONCE),--once,)
+
+.PHONY: test
+test: install ## Run every test, the real Ray Serve and vLLM included
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-fast
+test-fast: install ## Run the tests that need no Ray and no model
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: check
+check: install ## Linters, types, layers, drift of CRDs and locks
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pointsman_api.generate --check
+	@scripts/lock --check
+
+.PHONY: format
+format: install ## Format the code and mend what ruff can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: generate
+generate: install ## Write crds/*.yaml from the Python types
+	@$(BIN)/python -m pointsman_api.generate
+
+.PHONY: lock
+lock: $(UV) ## Write requirements/*.txt from pyproject.toml
+	@scripts/lock
+
+.PHONY: clean
+clean: ## Remove what the targets made in this folder
+	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,28 @@
+"""OpenAI error objects, in the shape and with the types of vLLM 0.32."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+
+class ApiError(Exception):
+    """An answer with an OpenAI error object."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: HTTPStatus = HTTPStatus.BAD_REQUEST,
+        kind: str = "BadRequestError",
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = error_body(message, status=status, kind=kind, param=param)
+
+
+def error_body(
+    message: str, *, status: HTTPStatus, kind: str, param: str | None = None
+) -> dict[str, object]:
+    """An error object as vLLM's ErrorResponse."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": status.value}}

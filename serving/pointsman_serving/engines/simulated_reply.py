@@ -1,0 +1,184 @@
+"""What a simulated engine answers, whole or chunk by chunk, in vLLM's own shapes.
+
+Field names and their order are those of vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pointsman_serving.engines.timing import EngineRequest
+
+FINGERPRINT = "pointsman-simulated"
+
+
+class Endpoint(StrEnum):
+    """Which of the two generating endpoints was called."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One request with the whole answer that the engine will take its time for."""
+
+    endpoint: Endpoint
+    reply_id: str
+    created: int
+    model_name: str
+    work: EngineRequest
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+    pieces: tuple[str, ...]
+    """Text of each token; empty for the end token and past a stop string."""
+    finish_reason: str
+    stop_reason: str | None
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    return_token_ids: bool
+
+    def usage(self, generated: int) -> dict[str, object]:
+        """Token counts after this many generated tokens."""
+        return {
+            "prompt_tokens": len(self.prompt),
+            "total_tokens": len(self.prompt) + generated,
+            "completion_tokens": generated,
+        }
+
+    def _head(self, object_name: str) -> dict[str, object]:
+        return {
+            "id": self.reply_id,
+            "object": object_name,
+            "created": self.created,
+            "model": self.model_name,
+        }
+
+    def reply(self, cached_tokens: int) -> bytes:
+        """The whole answer in one JSON object."""
+        text = "".join(self.pieces)
+        token_ids = list(self.output) if self.return_token_ids else None
+        prompt_ids = list(self.prompt) if self.return_token_ids else None
+        usage = self.usage(len(self.output)) | {
+            "prompt_tokens_details": {
+                "cached_tokens": cached_tokens,
+                "created_cache_tokens": None,
+                "multimodal_tokens": None,
+            },
+            "completion_tokens_details": None,
+            "token_ids": None,
+        }
+        ending = {"finish_reason": self.finish_reason, "stop_reason": self.stop_reason}
+        if self.endpoint is Endpoint.CHAT:
+            message = {
+                "role": "assistant",
+                "content": text,
+                "refusal": None,
+                "annotations": None,
+                "audio": None,
+                "function_call": None,
+                "reasoning": None,
+            }
+            choice: dict[str, object] = {"index": 0, "message": message, "logprobs": None, **ending}
+            choice |= {"token_ids": token_ids, "routed_experts": None}
+            tail: dict[str, object] = {
+                "prompt_logprobs": None,
+                "prompt_token_ids": prompt_ids,
+                "prompt_text": None,
+            }
+        else:
+            choice = {"index": 0, "text": text, "logprobs": None, **ending}
+            choice |= {
+                "token_ids": token_ids,
+                "prompt_logprobs": None,
+                "prompt_token_ids": prompt_ids,
+                "routed_experts": None,
+            }
+            tail = {}
+        name = "chat.completion" if self.endpoint is Endpoint.CHAT else "text_completion"
+        return _dump(
+            {
+                **self._head(name),
+                "choices": [choice],
+                "service_tier": None,
+                "system_fingerprint": FINGERPRINT,
+                "usage": usage,
+                **tail,
+                "kv_transfer_params": None,
+                "ec_transfer_params": None,
+                "metrics": None,
+            }
+        )
+
+    def opening(self) -> bytes:
+        """The chunk that a chat stream begins with; nothing for a completion."""
+        if self.endpoint is Endpoint.COMPLETION:
+            return b""
+        choice: dict[str, object] = {
+            "index": 0,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        if self.continuous_usage:
+            chunk["usage"] = self.usage(0)
+        chunk["prompt_token_ids"] = list(self.prompt) if self.return_token_ids else None
+        chunk["prompt_text"] = None
+        return _event(chunk)
+
+    def chunk(self, index: int) -> bytes:
+        """The chunk of one token."""
+        last = index == len(self.output) - 1
+        token_ids = [self.output[index]] if self.return_token_ids else None
+        choice: dict[str, object] = {"index": 0}
+        if self.endpoint is Endpoint.CHAT:
+            name = "chat.completion.chunk"
+            choice["delta"] = {"content": self.pieces[index]}
+        else:
+            name = "text_completion"
+            choice["text"] = self.pieces[index]
+        choice["logprobs"] = None
+        choice["finish_reason"] = self.finish_reason if last else None
+        if last or self.endpoint is Endpoint.COMPLETION:
+            choice["stop_reason"] = self.stop_reason if last else None
+        if self.endpoint is Endpoint.COMPLETION:
+            first = self.return_token_ids and index == 0
+            choice["prompt_token_ids"] = list(self.prompt) if first else None
+        choice["token_ids"] = token_ids
+        chunk: dict[str, object] = {**self._head(name), "choices": [choice]}
+        if self.continuous_usage:
+            chunk["usage"] = self.usage(index + 1)
+        if last and not self.include_usage:
+            chunk["system_fingerprint"] = FINGERPRINT
+        return _event(chunk)
+
+    def closing(self, cached_tokens: int) -> bytes:
+        """The usage chunk, where one was asked for, and the end of the stream."""
+        if not self.include_usage:
+            return b"data: [DONE]\n\n"
+        name = "chat.completion.chunk" if self.endpoint is Endpoint.CHAT else "text_completion"
+        usage = self.usage(len(self.output))
+        usage["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+        chunk = {
+            **self._head(name),
+            "choices": [],
+            "usage": usage,
+            "system_fingerprint": FINGERPRINT,
+        }
+        return _event(chunk) + b"data: [DONE]\n\n"
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _event(chunk: Mapping[str, object]) -> bytes:
+    return b"data: " + _dump(chunk) + b"\n\n"

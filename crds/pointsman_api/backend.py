@@ -1,0 +1,272 @@
+"""What serves a ModelPool's model: replicas run through Ray Serve, or external addresses."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, JsonValue, StrictBool, StrictInt
+
+from pointsman_api.meta import NAME_PATTERN, NO_PARENT_FOLDER, ModelName, SecretKeyReference
+from pointsman_api.route_table import BackendType
+from pointsman_api.rules import (
+    ApiModel,
+    CelRule,
+    FieldRules,
+    MapList,
+    immutable_rule,
+    union_rule,
+)
+
+MODELS_FOLDER = "/var/lib/pointsman/models"
+"""Where models lie by convention; ``pointsman up`` maps this prefix to a folder of its own."""
+
+
+class EngineType(StrEnum):
+    """What runs the model inside a replica."""
+
+    VLLM = "VLLM"
+    TRANSFORMERS = "Transformers"
+    SIMULATED = "Simulated"
+
+
+class ModelSourceType(StrEnum):
+    """Where a model's files come from."""
+
+    HUGGING_FACE = "HuggingFace"
+    PERSISTENT_VOLUME_CLAIM = "PersistentVolumeClaim"
+    S3 = "S3"
+    HOST_PATH = "HostPath"
+
+
+class ExpertsImplementation(StrEnum):
+    """Who computes the experts of a mixture-of-experts model."""
+
+    DEFAULT = "Default"
+    POINTSMAN = "Pointsman"
+
+
+class EnvironmentVariable(ApiModel):
+    """One environment variable of the engine's process."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
+    """Name of the variable."""
+    value: Annotated[str, Field(max_length=4096)] = ""
+    """Value as it is; nothing is expanded."""
+
+
+class Engine(ApiModel):
+    """The program that runs the model."""
+
+    type: EngineType
+    """VLLM: vLLM in process. Transformers: Hugging Face Transformers with continuous batching.
+    Simulated: a timing model of an engine with a prefix cache, without weights or GPUs."""
+    args: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...],
+        Field(max_length=128, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    ] = ()
+    """Arguments of the engine's own command line, one item each: ``--max-model-len=2048``. They
+    win over what Pointsman derives from the other fields."""
+    env: Annotated[tuple[EnvironmentVariable, ...], Field(max_length=64), MapList("name")] = ()
+    """Environment variables of the engine's process."""
+    max_sequences: Annotated[StrictInt, Field(ge=1, le=4096)] = 64
+    """How many requests one replica runs at once. The engine batches this many, Ray Serve lets
+    this many in (and a few more to keep the batch full), and the gateway holds the rest in its
+    own queue."""
+
+
+class HuggingFaceSource(ApiModel):
+    """A model repository on the Hugging Face Hub."""
+
+    repository: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*$", max_length=193),
+    ]
+    """Owner and name: ``Qwen/Qwen3-30B-A3B``. The token for a gated repository comes from the
+    environment (``HF_TOKEN``)."""
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/]*$", max_length=128)] = (
+        "main"
+    )
+    """Branch, tag or commit. A commit keeps all replicas on the same weights."""
+
+
+class PersistentVolumeClaimSource(ApiModel):
+    """A folder on a volume that is already filled."""
+
+    claim_name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=253)]
+    """PersistentVolumeClaim in the pool's namespace; replicas on several nodes need
+    ReadOnlyMany or ReadWriteMany."""
+    path: Annotated[
+        str, Field(pattern=r"^([^/\s]+(/[^/\s]+)*)?$", max_length=1024), NO_PARENT_FOLDER
+    ] = ""
+    """The model's folder inside the volume, relative to its root."""
+
+
+class S3Source(ApiModel):
+    """A folder in an S3-compatible object store, which the engine streams from."""
+
+    uri: Annotated[
+        str, Field(pattern=r"^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/[^\s]*)?$", max_length=1024)
+    ]
+    """Bucket and prefix of the model's files: ``s3://models/qwen3-30b``. Keys, region and the
+    address of a store that is not AWS come from the environment (``AWS_…``)."""
+
+
+class HostPathSource(ApiModel):
+    """A folder that is already on every machine that runs replicas."""
+
+    path: Annotated[str, Field(pattern=r"^(/[^/\s]+)+$", max_length=1024), NO_PARENT_FOLDER]
+    """Absolute path of the model's folder. By convention models lie under
+    ``/var/lib/pointsman/models``; ``pointsman up`` looks for that prefix in its own models folder
+    (``--models-dir``), which is where ``pointsman model import`` writes."""
+
+
+class ModelSource(ApiModel):
+    """Where the model's files come from: exactly the member that ``type`` names."""
+
+    cel_rules = (
+        union_rule("type", ModelSourceType.HUGGING_FACE, "huggingFace"),
+        union_rule("type", ModelSourceType.PERSISTENT_VOLUME_CLAIM, "persistentVolumeClaim"),
+        union_rule("type", ModelSourceType.S3, "s3"),
+        union_rule("type", ModelSourceType.HOST_PATH, "hostPath"),
+    )
+    type: ModelSourceType
+    """Which member is set."""
+    hugging_face: HuggingFaceSource | None = None
+    """A repository on the Hugging Face Hub."""
+    persistent_volume_claim: PersistentVolumeClaimSource | None = None
+    """A folder on a volume."""
+    s3: S3Source | None = None
+    """A folder in an object store."""
+    host_path: HostPathSource | None = None
+    """A folder on the machine."""
+
+
+class Model(ApiModel):
+    """What is served."""
+
+    source: ModelSource
+    """Where the model's files come from."""
+
+
+class Parallelism(ApiModel):
+    """How one replica spreads over GPUs; their product is the number of GPUs it takes."""
+
+    tensor: Annotated[StrictInt, Field(ge=1, le=64)] = 1
+    """GPUs that share each layer."""
+    pipeline: Annotated[StrictInt, Field(ge=1, le=64)] = 1
+    """Groups of layers, one after the other."""
+    data: Annotated[StrictInt, Field(ge=1, le=64)] = 1
+    """Copies of the attention layers inside one replica, which share one set of experts."""
+    expert_parallel: StrictBool = False
+    """Spread a mixture-of-experts model's experts over the GPUs instead of cutting each one."""
+
+
+class Experts(ApiModel):
+    """How the experts of a mixture-of-experts model are computed."""
+
+    implementation: ExpertsImplementation = ExpertsImplementation.DEFAULT
+    """Default: the engine's own code. Pointsman: the fused kernels of this project."""
+
+
+class PodTemplate(ApiModel):
+    """A part of a pod template that is merged over what Pointsman makes."""
+
+    spec: Annotated[
+        dict[str, JsonValue],
+        Field(
+            json_schema_extra={
+                "x-kubernetes-preserve-unknown-fields": True,
+                "additionalProperties": None,
+            },
+            default_factory=dict,
+        ),
+    ]
+    """Partial pod spec. The engine runs in the container ``engine``: its resources say what one
+    replica takes (``cpu``, ``memory``, ``nvidia.com/gpu``)."""
+
+
+class RayServeBackend(ApiModel):
+    """Replicas that Pointsman runs through Ray Serve."""
+
+    cel_rules = (
+        CelRule(
+            cel="self.engine.type == 'Simulated' || has(self.model)",
+            message="model must be set unless engine.type is Simulated, which needs no weights",
+            holds=lambda self: self.engine.type == EngineType.SIMULATED or self.model is not None,
+            field="model",
+        ),
+        CelRule(
+            cel="self.experts.implementation == 'Default' || self.engine.type == 'Transformers'",
+            message="experts.implementation may be Pointsman only when engine.type is Transformers",
+            holds=lambda self: (
+                self.experts.implementation == ExpertsImplementation.DEFAULT
+                or self.engine.type == EngineType.TRANSFORMERS
+            ),
+            field="experts",
+        ),
+        CelRule(
+            cel=(
+                "self.engine.type == 'VLLM' || (self.parallelism.tensor == 1 && "
+                "self.parallelism.pipeline == 1 && self.parallelism.data == 1 && "
+                "!self.parallelism.expertParallel)"
+            ),
+            message="parallelism may be set only when engine.type is VLLM",
+            holds=lambda self: (
+                self.engine.type == EngineType.VLLM or self.parallelism == Parallelism()
+            ),
+            field="parallelism",
+        ),
+    )
+    engine: Engine
+    """The program that runs the model."""
+    model: Model | None = None
+    """The model; a Simulated engine needs none."""
+    parallelism: Parallelism = Parallelism()
+    """How one replica spreads over GPUs."""
+    experts: Experts = Experts()
+    """How a mixture-of-experts model's experts are computed."""
+    template: PodTemplate | None = None
+    """Changes to the pods of the replicas."""
+
+
+class ExternalAddress(ApiModel):
+    """One OpenAI-compatible address."""
+
+    url: Annotated[
+        str,
+        Field(pattern=r"^https?://[-A-Za-z0-9.\[\]:]+(/[-A-Za-z0-9._~/]*)?$", max_length=512),
+    ]
+    """Base address up to and including the version: ``https://api.example.com/v1``."""
+    model_name: ModelName | None = None
+    """The name that this address knows the model by; the pool's servedModelName if absent."""
+
+
+class ExternalBackend(ApiModel):
+    """Addresses that somebody else runs."""
+
+    endpoints: Annotated[
+        tuple[ExternalAddress, ...], Field(min_length=1, max_length=64), MapList("url")
+    ]
+    """The addresses; each counts as one replica."""
+    credential_secret_ref: SecretKeyReference | None = None
+    """The API key, sent as a bearer token. ``pointsman up`` reads it from the file NAME/KEY under
+    its ``--secrets-dir``, laid out as Kubernetes mounts Secrets."""
+    max_ongoing_requests: Annotated[StrictInt, Field(ge=1, le=100_000)] = 256
+    """How many requests one address gets at once; the gateway holds the rest in its queue."""
+
+
+class Backend(ApiModel):
+    """What serves the model: exactly the member that ``type`` names."""
+
+    cel_rules = (
+        union_rule("type", BackendType.RAY_SERVE, "rayServe"),
+        union_rule("type", BackendType.EXTERNAL, "external"),
+    )
+    type: Annotated[BackendType, FieldRules((immutable_rule("backend.type"),))]
+    """RayServe: replicas that Pointsman runs. External: addresses that somebody else runs.
+    Immutable."""
+    ray_serve: RayServeBackend | None = None
+    """Replicas that Pointsman runs through Ray Serve."""
+    external: ExternalBackend | None = None
+    """Addresses that somebody else runs."""

@@ -1,0 +1,389 @@
+"""From ModelPools and RoutePolicies to the route table of one gateway. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pointsman_api.conditions import Reason
+from pointsman_api.meta import ObjectMeta, object_key
+from pointsman_api.modelpool import ModelPool, NamespacesFrom, PoolPricing
+from pointsman_api.route_table import (
+    CredentialReference,
+    ExternalEndpoint,
+    FusedObjective,
+    HeaderMatch,
+    LatencyObjective,
+    Overload,
+    PoolEntry,
+    Pricing,
+    Resilience,
+    Route,
+    RouteTable,
+    Rule,
+    RuleMatch,
+    Stickiness,
+    Strategy,
+    Target,
+)
+from pointsman_api.routepolicy import (
+    FusedStrategy,
+    PolicyRule,
+    PolicyTarget,
+    RequestMatch,
+    RoutePolicy,
+    StickinessType,
+)
+
+DEFAULT_GATEWAY = "default"
+FieldPath = tuple[str | int, ...]
+NamespaceLabels = Mapping[str, dict[str, str]]
+
+_TOKENS_PER_PRICE = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteProblem:
+    """Something in one object that keeps a part of it from working."""
+
+    kind: str
+    """ModelPool or RoutePolicy."""
+    key: str
+    """Key of the object: ``name``, or ``namespace/name`` outside ``default``."""
+    field: FieldPath
+    """Path of the field inside the object, as YAML names it."""
+    value: str
+    """What the field says."""
+    reason: Reason
+    """The reason for the object's condition."""
+    message: str
+    """What is wrong and what to do, as one sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledRoutes:
+    """A route table, and what could not become part of it."""
+
+    table: RouteTable
+    problems: tuple[RouteProblem, ...] = ()
+
+    def problems_of(self, item: ModelPool | RoutePolicy) -> tuple[RouteProblem, ...]:
+        """The problems of one object."""
+        return tuple(
+            problem
+            for problem in self.problems
+            if problem.kind == item.kind and problem.key == item.key
+        )
+
+
+def compile_route_table(
+    pools: Sequence[ModelPool],
+    policies: Sequence[RoutePolicy],
+    *,
+    gateway: str = DEFAULT_GATEWAY,
+    namespace_labels: NamespaceLabels | None = None,
+    secrets_folder: str = "",
+) -> CompiledRoutes:
+    """The table that one gateway runs; the order of the objects makes no difference.
+
+    A model name that two objects want goes to the older one (creation time, then name); a pool
+    answers to its own servedModelName on the gateway ``default``, unless a policy has the name. A
+    target that is missing or not allowed is left out; a rule without any target left stays, so
+    that its requests are refused instead of falling through to a later rule.
+
+    Args:
+        pools: every ModelPool, of all namespaces.
+        policies: every RoutePolicy; those of other gateways are passed over.
+        gateway: the gateway's name.
+        namespace_labels: labels of the namespaces, for ``allowedRoutes`` with a selector.
+        secrets_folder: where Secrets lie as files (``NAME/KEY``, ``NAMESPACE/NAME/KEY`` outside
+            ``default``); empty: credentials stay references.
+
+    Returns:
+        The table, and every problem of the pools and of this gateway's policies.
+    """
+    labels = namespace_labels or {}
+    by_key = {pool.key: pool for pool in sorted(pools, key=_age)}
+    attached = [policy for policy in policies if policy.spec.gateway_ref.name == gateway]
+    routes: dict[str, Route] = {}
+    problems: list[RouteProblem] = []
+    owners: dict[str, str] = {}
+    used: set[str] = set()
+    for policy in sorted(attached, key=_age):
+        rules = tuple(
+            _rule(policy, index, by_key, labels, problems)
+            for index in range(len(policy.spec.rules))
+        )
+        used.update(target.pool for rule in rules for target in rule.targets)
+        for index, name in enumerate(policy.spec.model_names):
+            if name in owners:
+                problems.append(_name_taken_by_policy(policy, index, name, owners[name]))
+            else:
+                owners[name] = policy.key
+                routes[name] = Route(policy=policy.key, rules=rules)
+    if gateway == DEFAULT_GATEWAY:
+        used.update(by_key)
+        _add_direct_routes(by_key, routes, problems)
+    table = RouteTable(
+        pools={key: _pool_entry(by_key[key], secrets_folder) for key in sorted(used)},
+        routes=dict(sorted(routes.items())),
+    )
+    return CompiledRoutes(table=table, problems=tuple(problems))
+
+
+def check_objects(
+    pools: Sequence[ModelPool],
+    policies: Sequence[RoutePolicy],
+    *,
+    namespace_labels: NamespaceLabels | None = None,
+) -> tuple[RouteProblem, ...]:
+    """Every problem between objects, over all gateways that they name."""
+    gateways = {DEFAULT_GATEWAY, *(policy.spec.gateway_ref.name for policy in policies)}
+    return tuple(
+        problem
+        for gateway in sorted(gateways)
+        for problem in compile_route_table(
+            pools, policies, gateway=gateway, namespace_labels=namespace_labels
+        ).problems
+    )
+
+
+def _age(item: ModelPool | RoutePolicy) -> tuple[bool, str, str, str]:
+    """Oldest first; an object that the API server has not seen yet is the youngest."""
+    meta: ObjectMeta = item.metadata
+    created = meta.creation_timestamp or ""
+    return (not created, created, meta.namespace, meta.name)
+
+
+def _add_direct_routes(
+    pools: Mapping[str, ModelPool], routes: dict[str, Route], problems: list[RouteProblem]
+) -> None:
+    """The routes by which pools answer to their own names. ``pools`` is ordered by age."""
+    owners: dict[str, str] = {}
+    for pool in pools.values():
+        name = pool.spec.served_model_name
+        if name in owners:
+            problems.append(
+                RouteProblem(
+                    kind=pool.kind,
+                    key=pool.key,
+                    field=("spec", "servedModelName"),
+                    value=name,
+                    reason=Reason.MODEL_NAME_CONFLICT,
+                    message=(
+                        f"the ModelPool {owners[name]} already serves this name: give one of the "
+                        "two another servedModelName, and list both in the targets of a RoutePolicy"
+                    ),
+                )
+            )
+            continue
+        owners[name] = pool.key
+        if name not in routes:
+            rule = Rule(name="default", targets=(Target(pool=pool.key),))
+            routes[name] = Route(policy=f"pool:{pool.key}", rules=(rule,))
+
+
+def _name_taken_by_policy(policy: RoutePolicy, index: int, name: str, owner: str) -> RouteProblem:
+    gateway = policy.spec.gateway_ref.name
+    return RouteProblem(
+        kind=policy.kind,
+        key=policy.key,
+        field=("spec", "modelNames", index),
+        value=name,
+        reason=Reason.MODEL_NAME_CONFLICT,
+        message=(
+            f"the RoutePolicy {owner} already claims this name on the gateway {gateway}: a name "
+            "belongs to one policy; rename it, or merge the rules into one policy"
+        ),
+    )
+
+
+def _rule(
+    policy: RoutePolicy,
+    index: int,
+    pools: Mapping[str, ModelPool],
+    labels: NamespaceLabels,
+    problems: list[RouteProblem],
+) -> Rule:
+    rule = policy.spec.rules[index]
+    targets: list[Target] = []
+    for position, target in enumerate(rule.targets):
+        key = object_key(
+            target.pool_ref.namespace or policy.metadata.namespace, target.pool_ref.name
+        )
+        path: FieldPath = ("spec", "rules", index, "targets", position, "poolRef")
+        problem = _target_problem(policy, key, path, pools, labels)
+        if problem is None:
+            targets.append(_target(target, key))
+        else:
+            problems.append(problem)
+    return _compiled_rule(rule, tuple(targets))
+
+
+def _target_problem(
+    policy: RoutePolicy,
+    key: str,
+    path: FieldPath,
+    pools: Mapping[str, ModelPool],
+    labels: NamespaceLabels,
+) -> RouteProblem | None:
+    pool = pools.get(key)
+    if pool is None:
+        return RouteProblem(
+            kind=policy.kind,
+            key=policy.key,
+            field=(*path, "name"),
+            value=key,
+            reason=Reason.POOL_NOT_FOUND,
+            message=f"there is no ModelPool {key}: {_known_pools(pools)}",
+        )
+    namespace = policy.metadata.namespace
+    if _allows(pool, namespace, labels):
+        return None
+    return RouteProblem(
+        kind=policy.kind,
+        key=policy.key,
+        field=(*path, "namespace"),
+        value=pool.metadata.namespace,
+        reason=Reason.REF_NOT_PERMITTED,
+        message=(
+            f"the ModelPool {key} does not allow RoutePolicies of the namespace {namespace}: its "
+            "spec.allowedRoutes.namespaces must let it in"
+        ),
+    )
+
+
+def _known_pools(keys: Iterable[str]) -> str:
+    known = sorted(keys)
+    if not known:
+        return "no ModelPool is known; add one"
+    shown = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+    return f"known are {shown}"
+
+
+def _allows(pool: ModelPool, namespace: str, labels: NamespaceLabels) -> bool:
+    """Whether policies of a namespace may use the pool; its own always may."""
+    if namespace == pool.metadata.namespace:
+        return True
+    allowed = pool.spec.allowed_routes.namespaces
+    if allowed.from_ == NamespacesFrom.SELECTOR and allowed.selector is not None:
+        return allowed.selector.matches(labels.get(namespace, {}))
+    return allowed.from_ == NamespacesFrom.ALL
+
+
+def _target(target: PolicyTarget, key: str) -> Target:
+    return Target(
+        pool=key,
+        weight=1 if target.weight is None else target.weight,
+        quality=None if target.quality is None else target.quality.number,
+    )
+
+
+def _compiled_rule(rule: PolicyRule, targets: tuple[Target, ...]) -> Rule:
+    objective = (rule.strategy.fused or FusedStrategy()).objective
+    stickiness = rule.model_stickiness
+    kept = stickiness.type == StickinessType.CONVERSATION
+    ttft, tpot = rule.slo.time_to_first_token, rule.slo.time_per_output_token
+    timeouts = rule.resilience.timeouts
+    return Rule(
+        name=rule.name,
+        targets=targets,
+        matches=tuple(_match(match) for match in rule.matches),
+        strategy=Strategy(
+            type=rule.strategy.type,
+            objective=FusedObjective(
+                quality_per_second=objective.quality_per_second.number,
+                quality_per_dollar=objective.quality_per_dollar.number,
+            ),
+            stickiness=Stickiness(ttl_seconds=stickiness.ttl.seconds if kept else 0.0),
+        ),
+        slo=LatencyObjective(
+            ttft_seconds=None if ttft is None else ttft.seconds,
+            tpot_seconds=None if tpot is None else tpot.seconds,
+        ),
+        overload=Overload(
+            max_queue_seconds=rule.overload.max_queue_time.seconds,
+            max_queued_requests=rule.overload.max_queued_requests,
+            action=rule.overload.action,
+        ),
+        resilience=Resilience(
+            attempts=rule.resilience.attempts,
+            connect_timeout_seconds=timeouts.connect.seconds,
+            first_token_timeout_seconds=timeouts.first_token.seconds,
+            between_tokens_timeout_seconds=timeouts.between_tokens.seconds,
+            request_timeout_seconds=timeouts.request.seconds,
+        ),
+        cache_isolation=rule.cache_isolation,
+    )
+
+
+def _match(match: RequestMatch) -> RuleMatch:
+    tokens = match.input_tokens
+    return RuleMatch(
+        headers=tuple(
+            HeaderMatch(name=header.name.lower(), value=header.value, type=header.type)
+            for header in match.headers
+        ),
+        min_input_tokens=None if tokens is None else tokens.min,
+        max_input_tokens=None if tokens is None else tokens.max,
+    )
+
+
+def _pool_entry(pool: ModelPool, secrets_folder: str) -> PoolEntry:
+    spec = pool.spec
+    ray_serve, external = spec.backend.ray_serve, spec.backend.external
+    return PoolEntry(
+        name=pool.key,
+        served_model_name=spec.served_model_name,
+        backend=spec.backend.type,
+        engine="" if ray_serve is None else ray_serve.engine.type.value,
+        context_tokens=spec.context_tokens,
+        sequence_slots=_sequence_slots(pool),
+        pricing=_pricing(spec.pricing),
+        quality={item.task: item.score.number for item in spec.quality},
+        external_endpoints=()
+        if external is None
+        else tuple(
+            ExternalEndpoint(
+                url=address.url.rstrip("/"),
+                model_name=address.model_name or spec.served_model_name,
+            )
+            for address in external.endpoints
+        ),
+        credential=_credential(pool, secrets_folder),
+    )
+
+
+def _sequence_slots(pool: ModelPool) -> int:
+    backend = pool.spec.backend
+    if backend.external is not None:
+        return backend.external.max_ongoing_requests
+    if backend.ray_serve is not None:
+        return backend.ray_serve.engine.max_sequences
+    raise ValueError(f"the ModelPool {pool.key} has neither backend.rayServe nor backend.external")
+
+
+def _pricing(pricing: PoolPricing | None) -> Pricing:
+    if pricing is None:
+        return Pricing()
+    prices = pricing.per_million_tokens
+    cached = prices.input if prices.cached_input is None else prices.cached_input
+    return Pricing(
+        input_dollars=prices.input.number / _TOKENS_PER_PRICE,
+        cached_input_dollars=cached.number / _TOKENS_PER_PRICE,
+        output_dollars=prices.output.number / _TOKENS_PER_PRICE,
+    )
+
+
+def _credential(pool: ModelPool, secrets_folder: str) -> CredentialReference | None:
+    external = pool.spec.backend.external
+    if external is None or external.credential_secret_ref is None:
+        return None
+    reference = external.credential_secret_ref
+    secret = object_key(pool.metadata.namespace, reference.name)
+    return CredentialReference(
+        secret_namespace=pool.metadata.namespace,
+        secret_name=reference.name,
+        secret_key=reference.key,
+        path=f"{secrets_folder.rstrip('/')}/{secret}/{reference.key}" if secrets_folder else "",
+    )

@@ -1,0 +1,1 @@
+"""The scheduler: a pure core that chooses a pool and a replica for every request."""

@@ -1,0 +1,216 @@
+"""What one replica's prefix cache is believed to hold: bounded, corrected, never authoritative.
+
+Blocks are computed (their prompt's first token was seen) or in flight (sent, being computed). A
+chain is always entered from its deepest block to its first, so that a block is only ever held
+together with all before it and the longest held prefix is found by bisection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pointsman_serving.routing.types import PrefixBlock
+
+ASSUMED_CAPACITY_BYTES: Final = 2_000_000
+"""Half a million tokens of text; misses teach less, hits beyond belief teach more."""
+SMALLEST_CAPACITY_BYTES: Final = 16_384
+LARGEST_CAPACITY_BYTES: Final = 64_000_000
+MAX_BLOCKS_PER_REPLICA: Final = 16_384
+
+_JUDGED_TOKENS: Final = 32
+"""Smaller predictions are within an engine's block size and say nothing."""
+_CONFIDENCE_STRENGTH: Final = 2.0
+_CONFIDENCE_MEMORY: Final = 16.0
+_KEPT: Final = 0.5
+"""A prefix of which less than this share is found was not there."""
+_SURPRISES_UNTIL_CLEARED: Final = 3
+
+
+class Belief(NamedTuple):
+    """What was believed of one prompt when it was sent."""
+
+    cached_bytes: int
+    """Of the longest held prefix, in flight included."""
+    computed_bytes: int
+    """Of the part that was computed before."""
+    age_bytes: int
+    """New bytes that the replica has cached since that part was last used."""
+    epoch: int
+    """Changes when the belief is cleared."""
+
+
+class CacheEstimate:
+    """One replica's believed blocks.
+
+    Args:
+        max_blocks: bound of the computed blocks; those in flight are bounded by the requests
+            in flight.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_confidence_weight",
+        "_in_flight",
+        "_inserted_bytes",
+        "_surprises",
+        "actual_tokens",
+        "capacity_bytes",
+        "confidence",
+        "epoch",
+        "max_blocks",
+        "predicted_tokens",
+    )
+
+    def __init__(self, *, max_blocks: int = MAX_BLOCKS_PER_REPLICA) -> None:
+        self.max_blocks = max_blocks
+        self.capacity_bytes = ASSUMED_CAPACITY_BYTES
+        self.confidence = 1.0
+        """Actual over predicted cached tokens, lately; scales what is believed."""
+        self.epoch = 0
+        self.predicted_tokens = 0.0
+        self.actual_tokens = 0.0
+        """Sums over the answers whose engine counted cached tokens."""
+        self._confidence_weight = 0.0
+        self._surprises = 0
+        self._inserted_bytes = 0
+        self._blocks: OrderedDict[int, int] = OrderedDict()
+        self._in_flight: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def blocks_in_flight(self) -> int:
+        """Distinct blocks that were sent and not yet computed."""
+        return len(self._in_flight)
+
+    def cached_bytes(self, blocks: Sequence[PrefixBlock]) -> int:
+        """Bytes of the longest prefix held, blocks in flight included."""
+        computed = self._blocks
+        in_flight = self._in_flight
+        if not blocks:
+            return 0
+        first = blocks[0][0]
+        if first not in computed and first not in in_flight:
+            return 0
+        low, high = 0, len(blocks)
+        while high - low > 1:
+            middle = (low + high) // 2
+            block = blocks[middle][0]
+            if block in computed or block in in_flight:
+                low = middle
+            else:
+                high = middle
+        return blocks[low][1]
+
+    def begin(self, blocks: Sequence[PrefixBlock]) -> Belief:
+        """Note that a prompt was sent; returns what was believed of it just before."""
+        held = self.cached_bytes(blocks)
+        deepest = -1
+        low, high = -1, len(blocks)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if blocks[middle][0] in self._blocks:
+                low = deepest = middle
+            else:
+                high = middle
+        age = 0
+        if deepest >= 0:
+            age = self._inserted_bytes - self._blocks[blocks[deepest][0]]
+        in_flight = self._in_flight
+        for block, _ in blocks:
+            in_flight[block] = in_flight.get(block, 0) + 1
+        return Belief(held, blocks[deepest][1] if deepest >= 0 else 0, age, self.epoch)
+
+    def confirm(self, blocks: Sequence[PrefixBlock], belief: Belief) -> None:
+        """Note that a prompt's first token came: its blocks are computed."""
+        if belief.epoch != self.epoch:
+            return
+        self._leave(blocks)
+        computed = self._blocks
+        new_bytes = 0
+        previous = 0
+        for block, end in blocks:
+            if block not in computed:
+                new_bytes += end - previous
+            previous = end
+        self._inserted_bytes += new_bytes
+        stamp = self._inserted_bytes
+        for block, _ in reversed(blocks):
+            computed[block] = stamp
+            computed.move_to_end(block)
+        self._evict()
+
+    def abandon(self, blocks: Sequence[PrefixBlock], belief: Belief) -> None:
+        """Note that a prompt ended before its first token: nothing was computed."""
+        if belief.epoch == self.epoch:
+            self._leave(blocks)
+
+    def learn(self, belief: Belief, predicted_tokens: float, actual_tokens: int) -> None:
+        """Compare a prediction (before scaling by ``confidence``) with the engine's count.
+
+        A prefix that was gone says how little the engine can hold; one that was there beyond
+        belief, that it holds more. Prefixes that were just used and are gone again and again
+        say that the engine was restarted: then nothing is believed any more.
+        """
+        self.predicted_tokens += predicted_tokens * self.confidence
+        self.actual_tokens += actual_tokens
+        if belief.epoch != self.epoch:
+            return
+        if predicted_tokens < _JUDGED_TOKENS:
+            if actual_tokens >= 2 * _JUDGED_TOKENS:
+                self.capacity_bytes = min(self.capacity_bytes * 11 // 10, LARGEST_CAPACITY_BYTES)
+            return
+        ratio = min(1.0, actual_tokens / predicted_tokens)
+        if self._was_evicted(belief, ratio):
+            return
+        weight = min(1.0, predicted_tokens / 256.0)
+        self._confidence_weight = min(self._confidence_weight + weight, _CONFIDENCE_MEMORY)
+        share = weight / (self._confidence_weight + _CONFIDENCE_STRENGTH)
+        self.confidence += (ratio - self.confidence) * share
+        if ratio >= _KEPT:
+            self._surprises = 0
+        elif actual_tokens == 0 and belief.computed_bytes == belief.cached_bytes:
+            self._surprises += 1
+            if self._surprises >= _SURPRISES_UNTIL_CLEARED:
+                self.clear()
+
+    def clear(self) -> None:
+        """Believe nothing any more: the replica lost its cache."""
+        self._blocks.clear()
+        self._in_flight.clear()
+        self._surprises = 0
+        self.epoch += 1
+
+    def _was_evicted(self, belief: Belief, ratio: float) -> bool:
+        """Whether a smaller capacity explains what is missing; if so, believe in it."""
+        # Blocks that were in flight may be computed twice: that says nothing about capacity.
+        if ratio >= _KEPT or belief.computed_bytes < belief.cached_bytes:
+            return False
+        if not SMALLEST_CAPACITY_BYTES < belief.age_bytes < self.capacity_bytes:
+            return False
+        self.capacity_bytes = int(math.sqrt(self.capacity_bytes * belief.age_bytes))
+        self._evict()
+        return True
+
+    def _leave(self, blocks: Sequence[PrefixBlock]) -> None:
+        in_flight = self._in_flight
+        for block, _ in blocks:
+            count = in_flight.get(block, 0)
+            if count > 1:
+                in_flight[block] = count - 1
+            else:
+                in_flight.pop(block, None)
+
+    def _evict(self) -> None:
+        computed = self._blocks
+        while len(computed) > self.max_blocks:
+            computed.popitem(last=False)
+        oldest = self._inserted_bytes - self.capacity_bytes
+        while computed and next(iter(computed.values())) < oldest:
+            computed.popitem(last=False)

@@ -1,0 +1,83 @@
+"""Everything the scheduler knows of one replica."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pointsman_serving.routing.breaker import Breaker
+from pointsman_serving.routing.cache import CacheEstimate
+from pointsman_serving.routing.latency import PoolLatency, ReplicaLatency
+from pointsman_serving.routing.load import ReplicaLoad, dispatch_credit
+
+if TYPE_CHECKING:
+    from pointsman_serving.routing.tokens import TokenModel
+    from pointsman_serving.routing.types import ReplicaAddress, ReplicaKey
+
+_ASSIGNED_HALF_LIFE_SECONDS: Final = 60.0
+
+
+class ReplicaState:
+    """Load, believed cache, latency and breaker of one replica; starts empty."""
+
+    __slots__ = (
+        "_assigned_at",
+        "_assigned_tokens",
+        "address",
+        "breaker",
+        "cache",
+        "draining",
+        "key",
+        "last_assigned",
+        "latency",
+        "load",
+        "most_in_flight",
+        "slots",
+        "tokens",
+    )
+
+    def __init__(
+        self, address: ReplicaAddress, *, latency: PoolLatency, tokens: TokenModel
+    ) -> None:
+        self.key: ReplicaKey = address.key
+        self.load = ReplicaLoad()
+        self.cache = CacheEstimate()
+        self.latency = ReplicaLatency(latency)
+        self.tokens = tokens
+        """Shared by the pool."""
+        self.breaker = Breaker()
+        self.draining = False
+        """No longer listed: it finishes what it has and gets nothing new."""
+        self.last_assigned = 0
+        """Number of the dispatch that went there last; 0: none did."""
+        self._assigned_tokens = 0.0
+        self._assigned_at = 0.0
+        self.move_to(address)
+
+    def move_to(self, address: ReplicaAddress) -> None:
+        """Take a new address of the same replica."""
+        self.address = address
+        self.slots = max(1, address.sequence_slots)
+        self.most_in_flight = self.slots + dispatch_credit(self.slots)
+
+    @property
+    def full(self) -> bool:
+        """Whether it may get no further request before one ends."""
+        return self.load.in_flight >= self.most_in_flight
+
+    def assigned_tokens(self, now: float) -> float:
+        """Uncached tokens sent there lately, fading by half in a minute."""
+        tokens = self._assigned_tokens
+        age = now - self._assigned_at
+        if tokens and age > 0.0:
+            tokens *= 2.0 ** (-age / _ASSIGNED_HALF_LIFE_SECONDS)
+        return tokens
+
+    def assign(self, tokens: float, *, number: int, now: float) -> None:
+        """Note the dispatch of that number, of so many uncached tokens."""
+        self.start_assigned(self.assigned_tokens(now) + tokens, now=now)
+        self.last_assigned = number
+
+    def start_assigned(self, tokens: float, *, now: float) -> None:
+        """Set what was sent lately: a newcomer starts at its pool's mean, or all went there."""
+        self._assigned_tokens = tokens
+        self._assigned_at = now

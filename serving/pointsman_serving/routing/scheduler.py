@@ -1,0 +1,324 @@
+"""The fused choice over (pool, replica): one synchronous object that events are fed to.
+
+``decide`` looks and changes nothing; ``dispatch`` counts the request at once; the ticket it
+returns goes back with every event of the answer. ``now`` is seconds of any monotonic clock,
+always the same one. Not thread-safe: one event loop owns it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pointsman_serving.routing import reasons
+from pointsman_serving.routing.cache import MAX_BLOCKS_PER_REPLICA
+from pointsman_serving.routing.choice import Question, choose
+from pointsman_serving.routing.holders import PrefixHolders, prefix_key
+from pointsman_serving.routing.learning import learn_from
+from pointsman_serving.routing.pool import FleetModels, PoolState
+from pointsman_serving.routing.snapshot import SchedulerSnapshot, snapshot_of
+from pointsman_serving.routing.stickiness import Stay, Stickiness, conversation_of
+from pointsman_serving.routing.table import CompiledTable
+from pointsman_serving.routing.targets import eligible_targets
+from pointsman_serving.routing.ticket import Ticket, TicketPhase
+from pointsman_serving.routing.types import (
+    Candidate,
+    Decision,
+    LoadReport,
+    Outcome,
+    ReplicaAddress,
+    ReplicaKey,
+    RouteRequest,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+    from pointsman_api.route_table import Route, RouteTable, Rule
+    from pointsman_serving.routing.replica import ReplicaState
+
+_BLOCKS_IN_ALL: Final = 2_000_000
+_FEWEST_BLOCKS: Final = 1_024
+
+
+class Scheduler:
+    """Chooses a replica for each request and learns from what comes of it.
+
+    Args:
+        table: the route table; see ``set_table``.
+        seed: salt of the rings and of ties. Gateways that shall agree need the same.
+
+    Raises:
+        ValueError: a header expression of the table is not valid.
+    """
+
+    def __init__(self, table: RouteTable, *, seed: int = 0) -> None:
+        self._seed = seed
+        self._table = CompiledTable(table)
+        self._pools: dict[str, PoolState] = {}
+        self._unrouted: dict[str, tuple[ReplicaAddress, ...]] = {}
+        self._stickiness = Stickiness()
+        self._holders = PrefixHolders()
+        self._fleet = FleetModels()
+        self._dispatched = 0
+        self._set_pools(table)
+
+    def set_table(self, table: RouteTable) -> None:
+        """Change the table at once; pools that stay keep their replicas and all that was learned.
+
+        Raises:
+            ValueError: a header expression is not valid; the old table stays.
+        """
+        self._table = CompiledTable(table)
+        self._set_pools(table)
+
+    def set_replicas(self, pool: str, addresses: Sequence[ReplicaAddress], *, now: float) -> None:
+        """Take the full list of a pool's replicas.
+
+        Replicas that stay keep their state, new ones start empty, missing ones get nothing new
+        while their requests end. A pool that the table does not know is remembered until it does.
+
+        Raises:
+            ValueError: an address belongs to another pool.
+        """
+        state = self._pools.get(pool)
+        if state is None:
+            self._unrouted.pop(pool, None)
+            if addresses:
+                self._unrouted[pool] = tuple(addresses)
+            return
+        state.set_replicas(addresses, now=now)
+        self._share_memory()
+
+    def route(self, request: RouteRequest) -> tuple[Route, Rule] | None:
+        """Which rule applies; None: no such model, or no rule of its route matches."""
+        return self._table.route(request)
+
+    def decide(
+        self,
+        request: RouteRequest,
+        *,
+        now: float,
+        exclude: Container[ReplicaKey] = (),
+        explain: bool = False,
+    ) -> Decision:
+        """Choose; has no side effects.
+
+        Args:
+            exclude: replicas that were tried already.
+            explain: return every candidate with its terms, and the full reason.
+        """
+        found = self._table.route(request)
+        if found is None:
+            return self._unroutable(request)
+        route, rule = found
+        conversation = conversation_of(request)
+        stay = self._stay(request, rule, conversation, now)
+        eligible = eligible_targets(
+            rule,
+            self._pools,
+            request,
+            conversation=conversation,
+            stay=stay,
+            exclude=exclude,
+            now=now,
+        )
+        return choose(
+            Question(
+                request=request,
+                route=route,
+                rule=rule,
+                eligible=eligible,
+                stay=stay,
+                holders=self._holders.find(prefix_key(request.prompt)),
+                exclude=exclude,
+                seed=self._seed,
+                now=now,
+            ),
+            self._pools,
+            explain=explain,
+        )
+
+    def dispatch(self, request: RouteRequest, decision: Decision, *, now: float) -> Ticket:
+        """Count a request that is being sent to the decision's winner.
+
+        Raises:
+            ValueError: the decision has no winner, or the winner is gone since.
+        """
+        if decision.winner is None:
+            raise ValueError(
+                f"a decision of outcome {decision.outcome.value} has no replica to send to; "
+                "dispatch only what was chosen"
+            )
+        key = decision.winner.key
+        pool = self._pools.get(key.pool)
+        replica = None if pool is None else pool.find(key)
+        if pool is None or replica is None:
+            raise ValueError(f"the replica {key.pool}/{key.replica} is gone; decide again")
+        self._dispatched += 1
+        ticket = _ticket(request, replica, decision.winner, pool, now)
+        replica.assign(ticket.uncached_tokens, number=self._dispatched, now=now)
+        pool.note_uncached(ticket.uncached_tokens)
+        replica.load.dispatch(ticket, now=now)
+        self._holders.note(prefix_key(request.prompt), key)
+        self._remember(request, key, now)
+        return ticket
+
+    def first_token(self, ticket: Ticket, *, now: float) -> None:
+        """Note the first piece of a streamed answer; further calls change nothing."""
+        if ticket.phase is not TicketPhase.PREFILL:
+            return
+        replica = ticket.replica
+        ticket.phase = TicketPhase.DECODE
+        ticket.first_token_at = now
+        replica.load.first_token(ticket, now=now)
+        ticket.batch_seconds_at_first_token = replica.load.batch_seconds(now)
+        replica.cache.confirm(ticket.request.prompt.blocks, ticket.belief)
+        replica.breaker.succeeded(now, probe=ticket.probe)
+
+    def tokens(self, ticket: Ticket, count: int, *, now: float) -> None:
+        """Note further pieces of a streamed answer; the first one is a first token."""
+        if ticket.phase is TicketPhase.DONE or count <= 0:
+            return
+        self.first_token(ticket, now=now)
+        ticket.tokens += count
+
+    def finish(self, ticket: Ticket, *, now: float, ok: bool, usage: Usage | None = None) -> None:
+        """Note the end of an answer, once; further calls change nothing.
+
+        Args:
+            ok: False where the answer is not complete (failed, or the client left): nothing is
+                learned of its latency, and its blocks are believed cached only if its first
+                token had come.
+            usage: the engine's counts, where it sent them.
+        """
+        if ticket.phase is TicketPhase.DONE:
+            return
+        replica = ticket.replica
+        blocks = ticket.request.prompt.blocks
+        if ok:
+            if ticket.phase is TicketPhase.PREFILL:
+                replica.cache.confirm(blocks, ticket.belief)
+            learn_from(ticket, usage, now=now)
+            replica.breaker.succeeded(now, probe=ticket.probe)
+        else:
+            if ticket.phase is TicketPhase.PREFILL:
+                replica.cache.abandon(blocks, ticket.belief)
+            if ticket.probe:
+                replica.breaker.gave_up(now)
+        ticket.phase = TicketPhase.DONE
+        replica.load.finish(ticket, now=now)
+        if replica.draining and not replica.load.in_flight:
+            pool = self._pools.get(ticket.key.pool)
+            if pool is not None:
+                pool.prune()
+
+    def report(self, key: ReplicaKey, load: LoadReport, *, now: float) -> None:
+        """Take what a replica said of itself; it can only make it look busier."""
+        replica = self._find(key)
+        if replica is not None:
+            replica.load.report(load, now=now)
+
+    def failed(self, key: ReplicaKey, *, now: float, hard: bool = False) -> None:
+        """Note a failure of the replica (5xx, timeout, reset).
+
+        Args:
+            hard: no connection could be made: the replica is ejected at once.
+        """
+        replica = self._find(key)
+        if replica is not None and replica.breaker.failed(now, hard=hard):
+            # It may come back under the same name as a new process.
+            replica.cache.clear()
+
+    def address(self, key: ReplicaKey) -> ReplicaAddress | None:
+        """Where a replica listens; None where it is not known (any more)."""
+        replica = self._find(key)
+        return None if replica is None else replica.address
+
+    def snapshot(self) -> SchedulerSnapshot:
+        """What is counted and what was learned, for metrics and for people."""
+        return snapshot_of(self._pools.values(), conversations=len(self._stickiness))
+
+    def _set_pools(self, table: RouteTable) -> None:
+        pools: dict[str, PoolState] = {}
+        for name, entry in table.pools.items():
+            state = self._pools.get(name)
+            if state is None:
+                state = PoolState(entry, fleet=self._fleet, seed=self._seed)
+                state.set_replicas(self._unrouted.pop(name, ()), now=0.0)
+            state.entry = entry
+            pools[name] = state
+        for name, state in self._pools.items():
+            if name not in pools and state.replicas:
+                self._unrouted[name] = tuple(each.address for each in state.states)
+        self._pools = pools
+        self._share_memory()
+
+    def _share_memory(self) -> None:
+        """Bound the believed blocks of all replicas together."""
+        replicas = [state for pool in self._pools.values() for state in pool.states]
+        share = _BLOCKS_IN_ALL // max(1, len(replicas))
+        most = min(MAX_BLOCKS_PER_REPLICA, max(_FEWEST_BLOCKS, share))
+        for state in replicas:
+            state.cache.max_blocks = most
+
+    def _find(self, key: ReplicaKey) -> ReplicaState | None:
+        pool = self._pools.get(key.pool)
+        return None if pool is None else pool.find(key)
+
+    def _stay(
+        self, request: RouteRequest, rule: Rule, conversation: int, now: float
+    ) -> Stay | None:
+        # The same first message twice is no conversation, unless the client says that it is one.
+        if rule.strategy.stickiness.ttl_seconds <= 0.0:
+            return None
+        if not request.conversation and not request.prompt.continues:
+            return None
+        return self._stickiness.find(conversation, now=now)
+
+    def _remember(self, request: RouteRequest, key: ReplicaKey, now: float) -> None:
+        found = self._table.route(request)
+        if found is None:
+            return
+        ttl_seconds = found[1].strategy.stickiness.ttl_seconds
+        if ttl_seconds > 0.0:
+            self._stickiness.remember(
+                conversation_of(request),
+                pool=key.pool,
+                replica=key.replica,
+                ttl_seconds=ttl_seconds,
+                now=now,
+            )
+
+    def _unroutable(self, request: RouteRequest) -> Decision:
+        table = self._table.table
+        if request.model not in table.routes:
+            return Decision(outcome=Outcome.NO_MODEL, reason=reasons.no_model(request, table))
+        return Decision(
+            outcome=Outcome.NO_RULE,
+            reason=reasons.no_rule(request, table),
+            policy=table.routes[request.model].policy,
+        )
+
+
+def _ticket(
+    request: RouteRequest, replica: ReplicaState, winner: Candidate, pool: PoolState, now: float
+) -> Ticket:
+    blocks = request.prompt.blocks
+    tokens = pool.tokens
+    prompt_tokens = tokens.prompt_tokens(request.prompt.total_bytes)
+    belief = replica.cache.begin(blocks)
+    predicted = min(belief.cached_bytes * tokens.prompt[1], prompt_tokens - 1.0)
+    factor = replica.latency.prefill_factor.at(now)
+    return Ticket(
+        replica=replica,
+        request=request,
+        belief=belief,
+        now=now,
+        predicted_cached_tokens=predicted,
+        predicted_ttft_seconds=winner.predicted_ttft_seconds,
+        uncached_tokens=prompt_tokens - predicted * replica.cache.confidence,
+        tokens_ahead=replica.load.pending_ahead(now, pool.latency.prefill[1] * factor),
+        slot_was_free=replica.load.in_flight < replica.slots,
+        probe=replica.breaker.sent(now),
+    )

@@ -1,0 +1,77 @@
+"""One request on its way: what was predicted when it was sent, and what was seen since."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pointsman_serving.routing.cache import Belief
+    from pointsman_serving.routing.replica import ReplicaState
+    from pointsman_serving.routing.types import ReplicaKey, RouteRequest
+
+
+class TicketPhase(StrEnum):
+    """How far a request has come."""
+
+    PREFILL = "Prefill"
+    DECODE = "Decode"
+    DONE = "Done"
+
+
+class Ticket:
+    """What the scheduler gives for a dispatched request; give it back with every event.
+
+    ``key`` and ``request`` are the caller's to read; the rest is the scheduler's own.
+    """
+
+    __slots__ = (
+        "batch_seconds_at_first_token",
+        "belief",
+        "dispatched_at",
+        "first_token_at",
+        "key",
+        "phase",
+        "predicted_cached_tokens",
+        "predicted_ttft_seconds",
+        "probe",
+        "replica",
+        "request",
+        "slot_was_free",
+        "tokens",
+        "tokens_ahead",
+        "uncached_tokens",
+    )
+
+    def __init__(
+        self,
+        *,
+        replica: ReplicaState,
+        request: RouteRequest,
+        belief: Belief,
+        now: float,
+        predicted_cached_tokens: float,
+        predicted_ttft_seconds: float,
+        uncached_tokens: float,
+        tokens_ahead: float,
+        slot_was_free: bool,
+        probe: bool,
+    ) -> None:
+        self.key: ReplicaKey = replica.key
+        self.request = request
+        self.replica = replica
+        self.belief = belief
+        self.phase = TicketPhase.PREFILL
+        self.dispatched_at = now
+        self.first_token_at: float | None = None
+        self.tokens = 0
+        self.predicted_cached_tokens = predicted_cached_tokens
+        """Before scaling by the replica's confidence."""
+        self.predicted_ttft_seconds = predicted_ttft_seconds
+        self.uncached_tokens = uncached_tokens
+        """Counted as pending prefill until the first token."""
+        self.tokens_ahead = tokens_ahead
+        """Pending prefill tokens of the replica just before this request."""
+        self.slot_was_free = slot_was_free
+        self.probe = probe
+        self.batch_seconds_at_first_token = 0.0

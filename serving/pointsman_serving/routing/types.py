@@ -1,0 +1,166 @@
+"""The words that the scheduler and its callers share. Times are seconds of the caller's clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class ReplicaKey(NamedTuple):
+    """Which replica of which pool."""
+
+    pool: str
+    replica: str
+
+
+class Api(StrEnum):
+    """The endpoints that are routed."""
+
+    CHAT = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaAddress:
+    """Where a replica listens."""
+
+    key: ReplicaKey
+    host: str
+    port: int
+    tls: bool = False
+    base_path: str = "/v1"
+    """Path before the endpoint's name."""
+    model_name: str = ""
+    """The name to ask this replica for; empty: the pool's served model name."""
+    sequence_slots: int = 64
+
+
+class PrefixBlock(NamedTuple):
+    """One block of a prompt's chained hash."""
+
+    hash: int
+    """64 bits, over this block and everything before it."""
+    end_bytes: int
+    """Bytes of the canonical prompt up to this block's end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the scheduler knows of a prompt without a tokenizer."""
+
+    blocks: tuple[PrefixBlock, ...]
+    total_bytes: int
+    estimated_tokens: int
+    root: int
+    """Hash of what a conversation keeps from turn to turn (model, tenant, first messages)."""
+    continues: bool = False
+    """An answer is among the messages: a later turn, not a conversation's first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteRequest:
+    """One request as the scheduler sees it."""
+
+    request_id: str
+    model: str
+    api: Api
+    prompt: Prompt
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Names in lower case."""
+    max_output_tokens: int | None = None
+    conversation: str = ""
+    """x-session-id, or empty: then the prompt's root stands for it."""
+    tenant: str = ""
+    task: str = "Default"
+    ttft_slo_seconds: float | None = None
+    """The request's own objective; overrides the rule's."""
+    stream: bool = True
+    """False: the first token cannot be seen, so that the prefill's end is predicted instead."""
+    arrived_at: float | None = None
+    """When the gateway got the request, on the scheduler's clock; None: now. What it waited in
+    the queue counts against its TTFT objective."""
+
+
+class RejectReason(StrEnum):
+    """Why a candidate could not be chosen."""
+
+    CONTEXT_TOO_SMALL = "ContextTooSmall"
+    FULL = "Full"
+    EJECTED = "Ejected"
+    EXCLUDED = "Excluded"
+    DRAINING = "Draining"
+    STICKY_TO_OTHER_POOL = "StickyToOtherPool"
+    WEIGHTED_TO_OTHER_POOL = "WeightedToOtherPool"
+    API_NOT_SERVED = "ApiNotServed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One (pool, replica) with every term of its score."""
+
+    key: ReplicaKey
+    quality: float
+    predicted_ttft_seconds: float
+    predicted_tpot_seconds: float
+    predicted_latency_seconds: float
+    predicted_cached_tokens: int
+    predicted_cost_dollars: float
+    in_flight: int
+    score: float
+    meets_slo: bool = True
+    rejected: RejectReason | None = None
+
+
+class Outcome(StrEnum):
+    """What came of asking the scheduler."""
+
+    CHOSEN = "Chosen"
+    WAIT = "Wait"
+    """Every candidate is full: keep the request in the queue and ask again."""
+    NO_MODEL = "NoModel"
+    NO_REPLICA = "NoReplica"
+    """The pools have no replica that could take it now."""
+    NO_RULE = "NoRule"
+    TOO_LONG = "TooLong"
+    """The prompt fits the context of no target."""
+    HOPELESS = "Hopeless"
+    """No candidate can meet the TTFT objective and the rule rejects such requests."""
+    API_NOT_SERVED = "ApiNotServed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the scheduler chose, and why."""
+
+    outcome: Outcome
+    reason: str
+    """A sentence for people."""
+    policy: str = ""
+    rule: str = ""
+    winner: Candidate | None = None
+    candidates: tuple[Candidate, ...] = ()
+    """Every candidate with its terms where asked for (explain); else empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """What a replica said of itself in an endpoint-load-metrics (ORCA) header or on /metrics."""
+
+    waiting_requests: float | None = None
+    running_requests: float | None = None
+    kv_cache_usage: float | None = None
+    """0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """The tokens that an engine counted."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None

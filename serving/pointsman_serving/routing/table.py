@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import re2
 from xxhash import xxh3_64_intdigest
 
 from pointsman_api.route_table import (
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from pointsman_serving.routing.types import RouteRequest
 
-# Expressions come from policies, values from clients: long ones are not worth matching.
-_LONGEST_MATCHED_VALUE: Final = 4096
+# Expressions come from policies and values from clients: RE2 takes linear time whatever they are.
+_OPTIONS: Final = re2.Options()
+_OPTIONS.log_errors = False
 
 
 class CompiledTable:
@@ -38,7 +39,7 @@ class CompiledTable:
 
     def __init__(self, table: RouteTable) -> None:
         self.table = table
-        self._expressions: dict[str, re.Pattern[str]] = {}
+        self._expressions: dict[str, Any] = {}
         for name, route in table.routes.items():
             for rule in route.rules:
                 for match in rule.matches:
@@ -59,8 +60,8 @@ class CompiledTable:
             if header.type is not HeaderMatchType.REGULAR_EXPRESSION:
                 continue
             try:
-                self._expressions[header.value] = re.compile(header.value)
-            except re.error as error:
+                self._expressions[header.value] = re2.compile(header.value, _OPTIONS)
+            except re2.error as error:
                 raise ValueError(
                     f"{where}: header {header.name} has the regular expression "
                     f"{header.value!r}, which is not valid ({error}); correct it in the policy"
@@ -80,8 +81,6 @@ class CompiledTable:
             return False
         if header.type is HeaderMatchType.EXACT:
             return value == header.value
-        if len(value) > _LONGEST_MATCHED_VALUE:
-            return False
         return self._expressions[header.value].fullmatch(value) is not None
 
 

@@ -1,0 +1,1 @@
+"""Our MoE layer inside other people's models."""

@@ -1,0 +1,89 @@
+"""OpenAI's answer objects, whole and in chunks, with the field names that vLLM sends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from pointsman_serving.engines.transformers_requests import Endpoint
+
+
+@dataclass(slots=True, kw_only=True)
+class Reply:
+    """One answer as it grows."""
+
+    endpoint: Endpoint
+    identity: str
+    created: int
+    """Seconds since the epoch."""
+    model_name: str
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    finish_reason: str | None = None
+
+    def usage(self) -> dict[str, object]:
+        """Token counts; ``cached_tokens`` is what the prefix cache saved."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "completion_tokens": self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+    def whole(self, text: str) -> dict[str, object]:
+        """The answer that is not streamed."""
+        choice: dict[str, object] = {"index": 0}
+        if self.endpoint is Endpoint.CHAT:
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice["text"] = text
+        choice["logprobs"] = None
+        choice["finish_reason"] = self.finish_reason
+        kind = "chat.completion" if self.endpoint is Endpoint.CHAT else "text_completion"
+        return {**self._head(kind), "choices": [choice], "usage": self.usage()}
+
+    def opening(self) -> bytes:
+        """The first chunk of a chat, with the role; nothing for a text completion."""
+        if self.endpoint is Endpoint.COMPLETION:
+            return b""
+        return self._chunk({"role": "assistant", "content": ""}, "", None)
+
+    def chunk(self, text: str) -> bytes:
+        """A piece of text."""
+        return self._chunk({"content": text}, text, None)
+
+    def last_chunk(self) -> bytes:
+        """The chunk that says why the answer ends."""
+        return self._chunk({}, "", self.finish_reason)
+
+    def usage_chunk(self) -> bytes:
+        """The chunk with token counts and no choices."""
+        return _event({**self._head(self._chunk_kind), "choices": [], "usage": self.usage()})
+
+    def _chunk(self, delta: dict[str, str], text: str, finish_reason: str | None) -> bytes:
+        choice: dict[str, object] = {"index": 0}
+        if self.endpoint is Endpoint.CHAT:
+            choice["delta"] = delta
+        else:
+            choice["text"] = text
+        choice["logprobs"] = None
+        choice["finish_reason"] = finish_reason
+        return _event({**self._head(self._chunk_kind), "choices": [choice]})
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.endpoint is Endpoint.CHAT else "text_completion"
+
+    def _head(self, kind: str) -> dict[str, object]:
+        return {
+            "id": self.identity,
+            "object": kind,
+            "created": self.created,
+            "model": self.model_name,
+        }
+
+
+def _event(document: dict[str, object]) -> bytes:
+    data = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    return b"data: " + data + b"\n\n"

@@ -1,0 +1,346 @@
+"""The OpenAI endpoints of a Transformers replica, as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from pointsman_serving.engines.transformers_engine import (
+    EngineDeadError,
+    GenerationFailedError,
+)
+from pointsman_serving.engines.transformers_metrics import LOAD_FORMAT_HEADER
+from pointsman_serving.engines.transformers_reply import Reply
+from pointsman_serving.engines.transformers_requests import (
+    ApiError,
+    Endpoint,
+    bad_request,
+    error_body,
+    read_request,
+    room_for_answer,
+)
+from pointsman_serving.engines.transformers_text import Detokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Coroutine
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from pointsman_serving.engines.transformers_engine import BatchingEngine
+    from pointsman_serving.engines.transformers_metrics import EngineMetrics
+    from pointsman_serving.engines.transformers_requests import GenerationRequest
+
+_log = logging.getLogger(__name__)
+
+_END = b"data: [DONE]\n\n"
+
+
+class ReplicaService:
+    """The endpoints of one engine."""
+
+    def __init__(
+        self,
+        engine: BatchingEngine,
+        metrics: EngineMetrics,
+        tokenizer: Any,
+        *,
+        model_name: str,
+        max_model_len: int,
+        created: int,
+    ) -> None:
+        self.engine = engine
+        self.metrics = metrics
+        self._tokenizer = tokenizer
+        self._model_name = model_name
+        self._max_model_len = max_model_len
+        self._created = created
+
+    def application(self) -> Starlette:
+        """The routes and the error forms."""
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._completions, methods=["POST"]),
+                Route("/v1/models", self._models),
+                Route("/health", self._health),
+                Route("/-/healthz", self._healthz),
+                Route("/metrics", self._metrics),
+            ],
+            exception_handlers={
+                ApiError: _api_error,
+                HTTPException: _http_error,
+                Exception: _unexpected,
+            },
+        )
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._answer(request, Endpoint.CHAT)
+
+    async def _completions(self, request: Request) -> Response:
+        return await self._answer(request, Endpoint.COMPLETION)
+
+    async def _answer(self, request: Request, endpoint: Endpoint) -> Response:
+        arrived = time.monotonic()
+        wanted = read_request(await _json_object(request), endpoint, model_name=self._model_name)
+        prompt = self._prompt(wanted)
+        room = room_for_answer(len(prompt), wanted.max_tokens, max_model_len=self._max_model_len)
+        prefix = "chatcmpl" if endpoint is Endpoint.CHAT else "cmpl"
+        # The client's own id may come twice; the engine's must not.
+        identity = f"{prefix}-{uuid.uuid4().hex}"
+        return _Generation(
+            self,
+            wanted,
+            prompt,
+            room,
+            arrived=arrived,
+            reply=Reply(
+                endpoint=endpoint,
+                identity=identity,
+                created=int(time.time()),
+                model_name=self._model_name,
+                prompt_tokens=len(prompt),
+            ),
+            load_format=request.headers.get(LOAD_FORMAT_HEADER, ""),
+            request_id=request.headers.get("x-request-id", ""),
+        )
+
+    def _prompt(self, wanted: GenerationRequest) -> list[int]:
+        if wanted.messages is not None:
+            try:
+                found = self._tokenizer.apply_chat_template(
+                    list(wanted.messages),
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=True,
+                    **wanted.template_arguments,
+                )
+            except Exception as error:  # a template is a program of the model's author
+                message = f"the model's chat template refused the messages: {error}"
+                raise bad_request(message, "messages") from error
+            return list(found["input_ids"])
+        if wanted.token_ids is not None:
+            limit = self.engine.vocabulary
+            beyond = [token for token in wanted.token_ids if token >= limit]
+            if beyond:
+                message = f"prompt has the token id {beyond[0]}; allowed are 0 to {limit - 1}"
+                raise bad_request(message, "prompt")
+            return list(wanted.token_ids)
+        return list(self._tokenizer(wanted.text)["input_ids"])
+
+    def detokenizer(self, stops: tuple[str, ...]) -> Detokenizer:
+        """Text of one answer."""
+        return Detokenizer(self._tokenizer.backend_tokenizer, stops)
+
+    async def _models(self, _: Request) -> Response:
+        card = {
+            "id": self._model_name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "pointsman",
+            "root": self._model_name,
+            "parent": None,
+            "max_model_len": self._max_model_len,
+        }
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def _health(self, _: Request) -> Response:
+        return Response(status_code=200 if self.engine.alive else 503)
+
+    async def _healthz(self, _: Request) -> Response:
+        if self.engine.alive:
+            return PlainTextResponse("success")
+        return PlainTextResponse("the engine has failed", status_code=503)
+
+    async def _metrics(self, _: Request) -> Response:
+        return PlainTextResponse(
+            self.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+
+class _Generation(Response):
+    """Sends an answer while it is made; a client that leaves ends the work."""
+
+    def __init__(
+        self,
+        service: ReplicaService,
+        wanted: GenerationRequest,
+        prompt: list[int],
+        room: int,
+        *,
+        arrived: float,
+        reply: Reply,
+        load_format: str,
+        request_id: str,
+    ) -> None:
+        self._service = service
+        self._wanted = wanted
+        self._prompt = prompt
+        self._room = room
+        self._arrived = arrived
+        self._reply = reply
+        self._load_format = load_format
+        self._request_id = request_id
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = self._stream if self._wanted.stream else self._whole
+        await _until_disconnected(receive, work(scope, receive, send))
+
+    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        parts: list[str] = []
+        try:
+            async with aclosing(self._texts()) as texts:
+                parts = [text async for text in texts]
+        except (EngineDeadError, GenerationFailedError) as failure:
+            status, body = _failure(failure)
+            await JSONResponse(body, status_code=status)(scope, receive, send)
+            return
+        document = self._reply.whole("".join(parts))
+        await JSONResponse(document, headers=self._reply_headers())(scope, receive, send)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def write(data: bytes, *, more: bool = True) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                headers = {
+                    "content-type": "text/event-stream; charset=utf-8",
+                    "cache-control": "no-cache",
+                    **self._reply_headers(),
+                }
+                raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+                await send({"type": "http.response.start", "status": 200, "headers": raw})
+                data = self._reply.opening() + data
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        try:
+            async with aclosing(self._texts()) as texts:
+                async for text in texts:
+                    # Nothing is sent before the first token, so that a failure until then is an
+                    # HTTP error, which can be retried elsewhere.
+                    await write(self._reply.chunk(text) if text else b"")
+            tail = self._reply.last_chunk()
+            if self._wanted.include_usage:
+                tail += self._reply.usage_chunk()
+            await write(tail + _END, more=False)
+        except (EngineDeadError, GenerationFailedError) as failure:
+            status, body = _failure(failure)
+            if not started:
+                await JSONResponse(body, status_code=status)(scope, receive, send)
+                return
+            await write(b"data: " + json.dumps(body).encode() + b"\n\n" + _END, more=False)
+
+    async def _texts(self) -> AsyncGenerator[str]:
+        """The pieces of text; one, maybe empty, for each iteration of the engine."""
+        engine, metrics, reply = self._service.engine, self._service.metrics, self._reply
+        text = self._service.detokenizer(self._wanted.stop)
+        before = self._arrived
+        reason = "abort"
+        try:
+            steps = engine.generate(
+                reply.identity,
+                self._prompt,
+                max_tokens=self._room,
+                sampling=self._wanted.sampling,
+                ignore_eos=self._wanted.ignore_eos,
+            )
+            async with aclosing(steps):
+                async for step in steps:
+                    now = time.monotonic()
+                    if reply.completion_tokens == 0:
+                        reply.cached_tokens = step.cached_tokens
+                        metrics.time_to_first_token.observe(now - before)
+                        metrics.prompt_tokens.inc(len(self._prompt))
+                        metrics.prefix_queries.inc(len(self._prompt))
+                        metrics.prefix_hits.inc(step.cached_tokens)
+                    else:
+                        metrics.inter_token_latency.observe(now - before)
+                    before = now
+                    reply.completion_tokens += len(step.token_ids)
+                    metrics.generation_tokens.inc(len(step.token_ids))
+                    shown = text.feed(step.token_ids)
+                    if text.stopped:
+                        reason = reply.finish_reason = "stop"
+                    elif step.finish_reason is not None:
+                        reason = reply.finish_reason = step.finish_reason
+                        shown += text.flush()
+                    yield shown
+                    if text.stopped:
+                        return
+        finally:
+            metrics.ended(reason)
+            metrics.e2e_latency.observe(time.monotonic() - self._arrived)
+
+    def _reply_headers(self) -> dict[str, str]:
+        identity = {"x-request-id": self._request_id} if self._request_id else {}
+        return {**identity, **self._service.metrics.load_header(self._load_format)}
+
+
+async def _until_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run the work, but no longer than somebody listens."""
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.create_task(work), asyncio.create_task(disconnected())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    if isinstance(results[0], Exception):
+        raise results[0]
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        message = f"the body is not JSON: {error}"
+        raise bad_request(message) from None
+    if not isinstance(body, dict):
+        message = f"the body is a JSON {type(body).__name__}; allowed is an object"
+        raise bad_request(message)
+    return body
+
+
+def _failure(failure: Exception) -> tuple[int, dict[str, object]]:
+    dead = isinstance(failure, EngineDeadError)
+    status = 503 if dead else 500
+    kind = "ServiceUnavailableError" if dead else "InternalServerError"
+    return status, error_body(status, str(failure), kind=kind)
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return JSONResponse(error.body(), status_code=error.status)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    kind = "NotFoundError" if error.status_code == 404 else "BadRequestError"
+    body = error_body(error.status_code, error.detail, kind=kind)
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+async def _unexpected(_: Request, error: Exception) -> Response:
+    _log.error("a request failed", exc_info=error)
+    body = error_body(500, f"{type(error).__name__}: {error}", kind="InternalServerError")
+    return JSONResponse(body, status_code=500)

@@ -37,7 +37,7 @@ install: $(STAMP) ## Make .venv with everything (CPU engines, gateway, operator'
 demo: ## Start the quickstart and ask it three things; DEMO_ONCE=1 stops by itself
 	@started=$$(date +%s.%N); $(MAKE) --no-print-directory install; \
 	  POINTSMAN_DEMO_STARTED=$$started exec $(BIN)/python -m pointsman_serving.cli.demo \
-	  $(if $(DEMO_ONCE),--once,)
+	  examples/quickstart $(if $(DEMO_ONCE),--once,--no-once)
 
 .PHONY: test
 test: install ## Run every test, the real Ray Serve and vLLM included
@@ -55,6 +55,12 @@ check: install ## Linters, types, layers, drift of CRDs and locks
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pointsman_api.generate --check
 	@scripts/lock --check
+
+.PHONY: benchmark
+benchmark: install ## Routing against a random choice of replica, and the cost of a decision
+	@$(BIN)/pointsman model import smollm2
+	@$(BIN)/python benchmarks/decision_cost.py --out benchmarks/results/decision_cost.json
+	@$(BIN)/python benchmarks/prefix_affinity.py
 
 .PHONY: format
 format: install ## Format the code and mend what ruff can

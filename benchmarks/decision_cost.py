@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import xxhash
+from provenance import provenance
 
 from pointsman_api.route_table import (
     BackendType,
@@ -170,26 +167,6 @@ def summary(arm: Arm) -> dict[str, object]:
     }
 
 
-def commit() -> str:
-    """The commit that is measured, with a mark where files differ from it."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
 def print_table(rows: list[dict[str, object]]) -> None:
     """One line an arm: p50 and p95 of every step."""
     columns = (*STEPS, "total")
@@ -226,11 +203,7 @@ def main() -> int:
     rows = [summary(arm) for arm in arms]
     print_table(rows)
     document = {
-        "commit": commit(),
-        "python": platform.python_version(),
-        "xxhash": xxhash.VERSION,
-        "processor": processor(),
-        "cores": os.cpu_count(),
+        **provenance("xxhash"),
         "seed": options.seed,
         "rounds": options.rounds,
         "pools": POOLS,

@@ -14,8 +14,8 @@ def missing() -> list[str]:
     problems = []
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         problems.append(
-            f"Python {platform.python_version()} ({sys.executable}) is not supported: 3.11 to 3.13 is. "
-            "Install one and run: make PYTHON=/path/to/python3.11 ..."
+            f"Python {platform.python_version()} ({sys.executable}) is not supported, 3.11 to 3.13 "
+            "are. Install one and run: make PYTHON=/path/to/python3.11 ..."
         )
     if importlib.util.find_spec("pip") is None:
         problems.append(
@@ -24,7 +24,8 @@ def missing() -> list[str]:
         )
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         problems.append(
-            f"This is {sys.platform} on {platform.machine()}: the engines need Linux on x86_64 or aarch64."
+            f"This is {sys.platform} on {platform.machine()}: the engines need Linux on x86_64 or "
+            "aarch64."
         )
         return problems
     try:

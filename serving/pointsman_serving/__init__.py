@@ -1,0 +1,1 @@
+"""The serving side: scheduler, gateway, engines, models and the command line."""

@@ -1,0 +1,1 @@
+"""What runs inside a replica, and the Ray Serve application that runs it."""

@@ -46,7 +46,7 @@ async def metrics(http: aiohttp.ClientSession) -> dict[str, float]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the engine has no event for it
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -78,7 +78,7 @@ async def test_generate_aborts_when_its_reader_leaves() -> None:
         await anext(events)
         assert 1 == engine.open_requests
     async with asyncio.timeout(5):
-        while not engine.idle:  # noqa: ASYNC110 - the engine has no event for it
+        while not engine.idle:
             await asyncio.sleep(0)
     assert 0 == engine.open_requests
     assert engine.busy_seconds < 500

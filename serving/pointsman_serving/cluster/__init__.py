@@ -1,0 +1,1 @@
+"""Ray on one machine, and what its Serve says of the pools."""

@@ -1,0 +1,1 @@
+"""The data plane: one OpenAI-compatible endpoint in front of every replica."""

@@ -1,0 +1,148 @@
+"""One hot request and its reply on a client's connection."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar, Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from pointsman_serving.gateway.headers import Header
+from pointsman_serving.gateway.openai import ApiError
+from pointsman_serving.gateway.relay import Relay
+from pointsman_serving.routing.types import Api
+
+
+class Wire(Protocol):
+    """The connection, as a reply sees it."""
+
+    transport: asyncio.Transport
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the transport holds more than its high-water mark."""
+
+    def hot_complete(self, cycle: HotCycle) -> None:
+        """The reply is whole."""
+
+
+class _NoEvent:
+    """Stands where uvicorn keeps an asyncio.Event that wakes an ASGI task: there is no task."""
+
+    def set(self) -> None:
+        """Nothing waits."""
+
+
+class HotCycle:
+    """One hot request and its reply; stands where uvicorn keeps a RequestResponseCycle."""
+
+    message_event: ClassVar[_NoEvent] = _NoEvent()
+
+    __slots__ = (
+        "_chunked",
+        "_wire",
+        "active",
+        "api",
+        "body",
+        "disconnected",
+        "expects_continue",
+        "headers",
+        "http10",
+        "keep_alive",
+        "refused",
+        "relay",
+        "response_complete",
+        "response_started",
+        "size",
+        "whole",
+    )
+
+    def __init__(
+        self, wire: Wire, api: Api, headers: list[Header], *, http10: bool, keep: bool
+    ) -> None:
+        self._wire = wire
+        self.api = api
+        self.headers = headers
+        self.http10 = http10
+        self.keep_alive = keep
+        self.expects_continue = False
+        self.body: list[bytes] = []
+        self.size = 0
+        self.whole = False
+        self.active = False
+        """Whether it is this request's turn on the connection."""
+        self.refused: ApiError | None = None
+        """The error that the request will get whatever else comes."""
+        self.relay: Relay | None = None
+        self.disconnected = False
+        self.response_started = False
+        self.response_complete = False
+        self._chunked = False
+
+    # The client's side of an exchange (relay.ClientReply).
+
+    @property
+    def paused(self) -> bool:
+        """Whether the transport holds more than its high-water mark."""
+        return self._wire.write_paused
+
+    def start(
+        self, status: int, lines: bytes, *, length: int | None, body: bytes, last: bool
+    ) -> None:
+        """Write the status line, the headers and the first bytes, in one call."""
+        if self.disconnected or self.response_started:
+            return
+        self.response_started = True
+        if last and length is None and status not in (204, 304):
+            length = len(body)
+        head = [STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status, lines]
+        if length is not None:
+            head.append(b"content-length: %d\r\n" % length)
+        elif status not in (204, 304):
+            if self.http10:
+                self.keep_alive = False
+            else:
+                self._chunked = True
+                head.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            head.append(b"connection: close\r\n")
+        head.append(b"\r\n")
+        if self._chunked and body:
+            head.append(b"%x\r\n%b\r\n" % (len(body), body))
+        else:
+            head.append(body)
+        self._wire.transport.write(b"".join(head))
+        if last:
+            self._complete()
+
+    def send(self, data: bytes) -> None:
+        """Write more of the body."""
+        if self.disconnected or not data:
+            return
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._wire.transport.write(data)
+
+    def end(self) -> None:
+        """Write the end of the body."""
+        if self.disconnected:
+            return
+        if self._chunked:
+            self._wire.transport.write(b"0\r\n\r\n")
+        self._complete()
+
+    def abort(self) -> None:
+        """Close without the end that the framing promises."""
+        self.keep_alive = False
+        self.response_complete = True
+        self.relay = None
+        if self.http10:
+            # Its body ends with the connection: only a reset tells that it is not whole.
+            self._wire.transport.abort()
+        else:
+            self._wire.transport.close()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.relay = None
+        self._wire.hot_complete(self)

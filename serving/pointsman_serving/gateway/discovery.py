@@ -1,0 +1,223 @@
+"""Where replicas come from. Every source tells the full list of a pool, again and again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+import structlog
+
+from pointsman_api.route_table import BackendType, PoolEntry, RouteTable
+from pointsman_serving.routing.types import ReplicaAddress, ReplicaKey
+
+log = structlog.get_logger(__name__)
+
+Publish = Callable[[str, Sequence[ReplicaAddress]], None]
+"""Takes a pool and all its replicas; what is known already costs nothing."""
+
+# The targets that are replicas; Serve also lists its proxies, which route on their own.
+_REPLICA_PREFIX = "SERVE_REPLICA::"
+
+
+class ReplicaSource(Protocol):
+    """Finds the replicas of some pools."""
+
+    async def run(self, table: Callable[[], RouteTable], publish: Publish) -> None:
+        """Publish what there is, at least whenever it changes, until cancelled.
+
+        Args:
+            table: the route table that is in force now; it may change at any time.
+        """
+
+
+class StaticSource:
+    """The addresses of external pools, as the route table states them.
+
+    Args:
+        interval_seconds: how soon a changed table is seen.
+    """
+
+    def __init__(self, *, interval_seconds: float = 0.5) -> None:
+        self._interval_seconds = interval_seconds
+
+    async def run(self, table: Callable[[], RouteTable], publish: Publish) -> None:
+        """See :class:`ReplicaSource`."""
+        seen: RouteTable | None = None
+        while True:
+            current = table()
+            if current is not seen:
+                seen = current
+                for pool in current.pools.values():
+                    if pool.backend is BackendType.EXTERNAL:
+                        self._publish(pool, publish)
+            await asyncio.sleep(self._interval_seconds)
+
+    @staticmethod
+    def _publish(pool: PoolEntry, publish: Publish) -> None:
+        try:
+            publish(pool.name, external_addresses(pool))
+        except ValueError as error:
+            # One wrong address must not keep the other pools from being served.
+            log.error("the pool's addresses cannot be used", cause=str(error))
+
+
+def external_addresses(pool: PoolEntry) -> tuple[ReplicaAddress, ...]:
+    """The replicas of an external pool.
+
+    Raises:
+        ValueError: an address is no http(s) URL.
+    """
+    addresses: list[ReplicaAddress] = []
+    for endpoint in pool.external_endpoints:
+        if not (endpoint.url.isascii() and endpoint.url.isprintable() and " " not in endpoint.url):
+            raise ValueError(
+                f"pool {pool.name}: {endpoint.url!r} has characters that no request can carry; "
+                "write the host in punycode and the path percent-encoded"
+            )
+        parts = urlsplit(endpoint.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"pool {pool.name}: {endpoint.url!r} is not an http or https URL, "
+                "such as https://host/v1"
+            )
+        tls = parts.scheme == "https"
+        # The name of a life: an address that stays the same keeps what was learned about it.
+        name = f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        if any(other.key.replica == name for other in addresses):
+            name = f"{name}:{endpoint.model_name}"
+        addresses.append(
+            ReplicaAddress(
+                key=ReplicaKey(pool.name, name),
+                host=parts.hostname,
+                port=parts.port or (443 if tls else 80),
+                tls=tls,
+                base_path=parts.path.rstrip("/"),
+                model_name=endpoint.model_name,
+                sequence_slots=pool.sequence_slots,
+            )
+        )
+    return tuple(addresses)
+
+
+class RayServeSource:
+    """The replicas of Ray Serve applications, read from Ray's own list (direct ingress).
+
+    An application has its pool's name. While the list cannot be read, the last good one stays:
+    a dead replica in it is what the breaker is for.
+
+    Args:
+        dashboard_url: of Ray's dashboard, such as ``http://127.0.0.1:8265``.
+        token: Ray's bearer token; empty where its authentication is off.
+        interval_seconds: between two readings. Ray keeps serving from a stopping replica for
+            its draining period, which must be longer.
+        timeout_seconds: for one reading.
+    """
+
+    def __init__(
+        self,
+        *,
+        dashboard_url: str,
+        token: str = "",
+        interval_seconds: float = 1.0,
+        timeout_seconds: float = 5.0,
+    ) -> None:
+        self._url = f"{dashboard_url.rstrip('/')}/api/serve/applications/"
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._interval_seconds = interval_seconds
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._away = False
+
+    async def run(self, table: Callable[[], RouteTable], publish: Publish) -> None:
+        """See :class:`ReplicaSource`."""
+        async with aiohttp.ClientSession(headers=self._headers, timeout=self._timeout) as session:
+            while True:
+                await self._read_once(session, table(), publish)
+                await asyncio.sleep(self._interval_seconds)
+
+    async def _read_once(
+        self, session: aiohttp.ClientSession, table: RouteTable, publish: Publish
+    ) -> None:
+        try:
+            async with session.get(self._url) as response:
+                response.raise_for_status()
+                listing = await response.json()
+            lists = serve_addresses(listing, table.pools)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            if not self._away:
+                log.warning("Ray's list of replicas is away; the last one stays", cause=str(error))
+            self._away = True
+            return
+        if self._away:
+            log.info("Ray's list of replicas is back")
+            self._away = False
+        for pool, addresses in lists.items():
+            publish(pool, addresses)
+
+
+def serve_addresses(
+    listing: Mapping[str, object], pools: Mapping[str, PoolEntry]
+) -> dict[str, tuple[ReplicaAddress, ...]]:
+    """What a reading of ``GET /api/serve/applications/`` says about each Ray Serve pool.
+
+    A pool is left out where the reading says nothing about it: right after its application was
+    changed, Serve lists no deployments for seconds while all old replicas serve on.
+
+    Raises:
+        ValueError: the document has another shape.
+    """
+    applications = _mapping(listing.get("applications"), "applications")
+    groups = _items(listing.get("target_groups"), "target_groups")
+    lists: dict[str, tuple[ReplicaAddress, ...]] = {}
+    for pool in pools.values():
+        if pool.backend is not BackendType.RAY_SERVE:
+            continue
+        name = application_name(pool.name)
+        application = applications.get(name)
+        if application is not None and not _mapping(application, name).get("deployments"):
+            continue
+        lists[pool.name] = tuple(
+            address
+            for group in groups
+            if group.get("app_name") == name and group.get("protocol", "HTTP") == "HTTP"
+            for address in _group_addresses(pool, group)
+        )
+    return lists
+
+
+def application_name(pool: str) -> str:
+    """The Serve application of a pool's key: its name without the namespace."""
+    return pool.rpartition("/")[2]
+
+
+def _group_addresses(pool: PoolEntry, group: Mapping[str, object]) -> Iterable[ReplicaAddress]:
+    prefix = str(group.get("route_prefix") or "").rstrip("/")
+    for target in _items(group.get("targets") or [], "targets"):
+        name, host, port = target.get("name"), target.get("ip"), target.get("port")
+        if not (isinstance(name, str) and name.startswith(_REPLICA_PREFIX)):
+            continue
+        if not isinstance(host, str) or type(port) is not int:
+            raise ValueError(f"the target {name} has no address: ip {host!r}, port {port!r}")
+        yield ReplicaAddress(
+            # Ray's replica id is new for every life, so a restarted replica is a new one.
+            key=ReplicaKey(pool.name, name.rpartition("#")[2] or name),
+            host=host,
+            port=port,
+            base_path=f"{prefix}/v1",
+            model_name=pool.served_model_name,
+            sequence_slots=pool.sequence_slots,
+        )
+
+
+def _mapping(value: object, name: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {type(value).__name__}; it must be an object")
+    return value
+
+
+def _items(value: object, name: str) -> list[Mapping[str, object]]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {type(value).__name__}; it must be a list")
+    return [_mapping(item, f"{name}[]") for item in value]

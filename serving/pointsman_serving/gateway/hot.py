@@ -1,0 +1,351 @@
+"""The hot paths inside uvicorn's own HTTP protocol, without an ASGI task per request.
+
+uvicorn keeps what it is good at: sockets, TLS, signals, keep-alive, pipelining and every other
+path. A POST to one of the routed paths is collected here and handed to the data plane.
+
+This leans on internals of uvicorn 0.54 (``cycle``, ``pipeline``, ``_start_asgi_task``,
+``on_response_complete`` and the parser callbacks); its version is pinned, and
+tests/gateway/test_hot.py holds what is relied on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+import httptools
+import structlog
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from pointsman_serving.gateway.cycle import HotCycle
+from pointsman_serving.gateway.headers import request_id_of
+from pointsman_serving.gateway.openai import (
+    ApiError,
+    body_too_large,
+    internal_error,
+    invalid_request,
+)
+from pointsman_serving.gateway.plane import DataPlane
+from pointsman_serving.routing.types import Api
+
+log = structlog.get_logger(__name__)
+
+HOT_PATHS = {f"/v1/{api.value}".encode("ascii"): api for api in Api}
+
+# How long, and for how many bytes, the rest of a refused body is read and dropped: closing
+# with unread bytes would reset the connection, and the client would never see the answer.
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 64 * 1024 * 1024
+
+# The parser keeps a request's head in memory and has no limit of its own.
+_MAX_HEAD_BYTES = 128 * 1024
+
+
+class HotProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with the routed paths taken out. Subclassed once per gateway."""
+
+    plane: ClassVar[DataPlane]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._hot: HotCycle | None = None
+        """The hot request that is being read."""
+        self._replying: HotCycle | None = None
+        """The hot request whose turn it is."""
+        self._lingering: asyncio.TimerHandle | None = None
+        self._lingered_bytes = 0
+        self._in_head = False
+        self._head_bytes = 0
+
+    # Reading requests.
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, unless the connection only waits for its end."""
+        if self._lingering is not None:
+            self._lingered_bytes += len(data)
+            if self._lingered_bytes > _LINGER_BYTES:
+                self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self._refuse_connection("its headers are too long", status=431)
+                return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._hot is None:
+                self._unsupported_upgrade_warning()
+            else:
+                self._read_without_upgrade(self._hot, data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._refuse_connection(str(error))
+
+    def on_message_begin(self) -> None:
+        """Start a request; uvicorn's scope is only made when it is needed."""
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        self._hot = None
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """Tell the hot paths from the others."""
+        self._in_head = False
+        if self._lingering is not None:
+            # What follows a refused body in the same read gets no answer.
+            self._hot = HotCycle(self, Api.CHAT, self.headers, http10=False, keep=False)
+            self._hot.response_complete = True
+            return
+        url = self.url
+        api = HOT_PATHS.get(url)
+        if api is None and b"?" in url:
+            api = HOT_PATHS.get(url.partition(b"?")[0])
+        if api is None or self.parser.get_method() != b"POST":
+            self._as_usual()
+            return
+        version = self.parser.get_http_version()
+        cycle = HotCycle(
+            self,
+            api,
+            self.headers,
+            http10=version == "1.0",
+            # Only right inside the parser's callbacks.
+            keep=version != "1.0" and self.parser.should_keep_alive(),
+        )
+        cycle.expects_continue = self.expect_100_continue
+        self._begin(cycle)
+
+    def _begin(self, cycle: HotCycle) -> None:
+        limit = self.plane.settings.max_body_bytes
+        for name, value in cycle.headers:
+            if name == b"content-length" and int(value) > limit:
+                cycle.refused = body_too_large(limit)
+        before = self.cycle
+        self._hot = cycle
+        self.cycle = cycle  # type: ignore[assignment]
+        if before is None or before.response_complete:
+            self._activate(cycle)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+
+    def _as_usual(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url = url
+        self.expect_100_continue = expects
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Collect a hot body up to the limit."""
+        cycle = self._hot
+        if cycle is None:
+            super().on_body(body)
+            return
+        if cycle.refused is not None or cycle.response_complete:
+            return
+        cycle.size += len(body)
+        if cycle.size > self.plane.settings.max_body_bytes:
+            cycle.body = []
+            self._refuse(cycle, body_too_large(self.plane.settings.max_body_bytes))
+        else:
+            cycle.body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Route a hot request as soon as it is whole and its turn has come."""
+        cycle = self._hot
+        if cycle is None:
+            super().on_message_complete()
+            return
+        if self.parser.should_upgrade():
+            # The body has not been read: the parser stops for the upgrade.
+            return
+        self._whole(cycle)
+
+    def _whole(self, cycle: HotCycle) -> None:
+        cycle.whole = True
+        if cycle.active and not cycle.response_complete:
+            self._accept(cycle)
+
+    def _read_without_upgrade(self, cycle: HotCycle, rest: bytes) -> None:
+        """Ignore an Upgrade, as a server may, and read the body that follows.
+
+        Java's HTTP client offers ``Upgrade: h2c`` with every first request.
+        """
+        url, headers = self.url, cycle.headers
+        head = [b"POST " + url + (b" HTTP/1.0\r\n" if cycle.http10 else b" HTTP/1.1\r\n")]
+        head += [
+            name + b": " + value + b"\r\n"
+            for name, value in headers
+            if name in (b"content-length", b"transfer-encoding")
+        ]
+        self.parser = httptools.HttpRequestParser(_BodyOf(self))
+        try:
+            self.parser.feed_data(b"".join([*head, b"\r\n"]))
+            self.parser.feed_data(rest)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._refuse_connection(str(error))
+
+    # Turns.
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(cycle, HotCycle):
+            # Not in this call: many pipelined requests in one read would nest.
+            self.loop.call_soon(self._activate, cycle)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _activate(self, cycle: HotCycle) -> None:
+        """It is this request's turn."""
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        cycle.active = True
+        self._replying = cycle
+        if cycle.refused is not None:
+            self._refuse(cycle, cycle.refused)
+            return
+        if cycle.expects_continue and not cycle.whole:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if cycle.whole:
+            self._accept(cycle)
+
+    def _accept(self, cycle: HotCycle) -> None:
+        body = cycle.body[0] if len(cycle.body) == 1 else b"".join(cycle.body)
+        cycle.body = []
+        relay = self.plane.accept(cycle, cycle.api, cycle.headers, body)
+        if relay is None:
+            return
+        cycle.relay = relay
+        try:
+            relay.begin()
+        except Exception:
+            # httptools would turn it into a parser error, and the cause would be lost.
+            log.exception("request failed", request_id=relay.request.request_id)
+            relay.stop(internal_error())
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the client reads more slowly than data comes."""
+        return self.flow.write_paused
+
+    def hot_complete(self, cycle: HotCycle) -> None:
+        """Called by a cycle whose reply is whole."""
+        if self._replying is cycle:
+            self._replying = None
+        if not cycle.keep_alive and self._lingering is None:
+            self.transport.close()
+        self.on_response_complete()
+
+    # Refusals.
+
+    def _refuse(self, cycle: HotCycle, error: ApiError) -> None:
+        """Answer before the body has ended, then drop the rest of it and close."""
+        cycle.refused = error
+        if not cycle.active:
+            return
+        cycle.keep_alive = False
+        # Set before the answer is whole, which would close the connection.
+        self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+        request_id = request_id_of(cycle.headers, self.plane.new_id)
+        self.plane.refuse(cycle, error, request_id, api=cycle.api, started=self.plane.clock())
+        self._linger()
+
+    def _linger(self) -> None:
+        """End our half, and read and drop what still comes until the client ends its own."""
+        self.flow.resume_reading()
+        if self._lingering is None:
+            self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _refuse_connection(self, cause: str, *, status: int = 400) -> None:
+        """Answer bytes that are no request, unless a reply is under way on the connection."""
+        log.info("invalid HTTP", client=self.client, cause=cause)
+        reading = self._hot is not None and self._hot is self._replying
+        if self.cycle is not None and not self.cycle.response_complete and not reading:
+            self.transport.close()
+        else:
+            refused = invalid_request(f"The request is not valid HTTP: {cause}.", code="bad_http")
+            body = refused.body()
+            self.transport.write(
+                STATUS_LINE[status]
+                + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+                + b"connection: close\r\n\r\n"
+                + body
+            )
+            self._linger()
+
+    # The connection.
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the work for a client that has left."""
+        if self._lingering is not None:
+            self._lingering.cancel()
+        cycle, self._replying = self._replying, None
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            relay, cycle.relay = cycle.relay, None
+            if relay is not None:
+                relay.client_gone()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads slowly."""
+        super().pause_writing()
+        if self._replying is not None and self._replying.relay is not None:
+            self._replying.relay.client_paused()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        if self._replying is not None and self._replying.relay is not None:
+            self._replying.relay.client_resumed()
+
+
+class _BodyOf:
+    """Parser callbacks for the body of a request whose head has been read before."""
+
+    def __init__(self, protocol: HotProtocol) -> None:
+        self._protocol = protocol
+        self._head = True
+
+    def on_message_begin(self) -> None:
+        if not self._head:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._head:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._head:
+            self._protocol.on_headers_complete()
+        self._head = False
+
+    def on_body(self, body: bytes) -> None:
+        self._protocol.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._protocol.on_message_complete()
+
+
+def hot_protocol(plane: DataPlane) -> type[HotProtocol]:
+    """The protocol class of one gateway, as uvicorn's ``Config(http=...)`` wants it."""
+    return type("GatewayProtocol", (HotProtocol,), {"plane": plane})

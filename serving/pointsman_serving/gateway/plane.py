@@ -1,0 +1,357 @@
+"""Everything the requests of one gateway share: scheduler, queue, connections and counts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Container, Sequence
+
+import structlog
+
+from pointsman_api.route_table import BackendType, CacheIsolation, RouteTable, Rule
+from pointsman_serving.gateway import openai
+from pointsman_serving.gateway.admission import Admission, RuleKey
+from pointsman_serving.gateway.body import RequestBody, parse_body
+from pointsman_serving.gateway.credentials import CredentialError, Credentials
+from pointsman_serving.gateway.endpoint import Endpoint
+from pointsman_serving.gateway.headers import (
+    Header,
+    RequestHeaders,
+    parse_headers,
+    request_id_of,
+    routed_lines,
+)
+from pointsman_serving.gateway.isolation import cache_salt, isolation_of, route_request
+from pointsman_serving.gateway.metrics import OTHER, Metrics
+from pointsman_serving.gateway.openai import ApiError, BadRequestError
+from pointsman_serving.gateway.phase import Phase
+from pointsman_serving.gateway.readings import Readings
+from pointsman_serving.gateway.relay import Relay
+from pointsman_serving.gateway.reply import ClientReply, send_error
+from pointsman_serving.gateway.settings import GatewaySettings
+from pointsman_serving.gateway.upstream import Upstreams
+from pointsman_serving.routing.scheduler import Scheduler
+from pointsman_serving.routing.types import (
+    Api,
+    Decision,
+    Outcome,
+    ReplicaAddress,
+    ReplicaKey,
+    RouteRequest,
+)
+
+log = structlog.get_logger(__name__)
+
+_CREDENTIALS_SECONDS = 5.0
+
+# How often those who wait are looked at though nothing told us to: an ejected replica comes
+# back by time alone.
+_SWEEP_SECONDS = 0.25
+
+
+class DataPlane:
+    """The shared state of one gateway; lives on one event loop.
+
+    Args:
+        clock: seconds; monotonic.
+        new_id: makes a request id where the client sent none.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: GatewaySettings,
+        table: RouteTable,
+        scheduler: Scheduler,
+        credentials: Credentials,
+        metrics: Metrics,
+        loop: asyncio.AbstractEventLoop,
+        new_id: Callable[[], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.scheduler = scheduler
+        self.metrics = metrics
+        self.loop = loop
+        self.clock = clock
+        self.new_id = new_id
+        self.admission: Admission[Relay] = Admission()
+        self.relays: set[Relay] = set()
+        self.replicas: dict[str, tuple[ReplicaAddress, ...]] = {}
+        self._told: dict[str, tuple[ReplicaAddress, ...]] = {}
+        self.upstreams = Upstreams(
+            idle_seconds=settings.upstream_idle_seconds,
+            idle_connections=settings.upstream_idle_connections,
+            clock=clock,
+        )
+        self._credentials = credentials
+        self._wake_due = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._authorization: dict[str, bytes] = {}
+        self._keyless: dict[str, str] = {}
+        """Why the key of a pool could not be read."""
+        self._credentials_due = 0.0
+        metrics.readings = self.readings
+        self.set_table(table)
+
+    # What changes from outside.
+
+    def set_table(self, table: RouteTable) -> None:
+        """Put another route table in force; requests under way end by the old rules."""
+        self.table = table
+        self.config_hash = table.digest()
+        self.scheduler.set_table(table)
+        self._isolation = {name: isolation_of(route.rules) for name, route in table.routes.items()}
+        for gone in self.replicas.keys() - table.pools.keys():
+            self.upstreams.retain(gone, ())
+        self.replicas = {name: self.replicas.get(name, ()) for name in table.pools}
+        self._told = {name: told for name, told in self._told.items() if name in table.pools}
+        self.admission.retain(
+            {(route.policy, rule.name) for route in table.routes.values() for rule in route.rules}
+        )
+        self.refresh_credentials()
+        self.wake_soon()
+
+    def set_replicas(self, pool: str, addresses: Sequence[ReplicaAddress]) -> None:
+        """The replicas of a pool, all of them; the same list again changes nothing."""
+        listed = tuple(addresses)
+        if pool not in self.table.pools or self._told.get(pool) == listed:
+            return
+        self.replicas[pool] = self._told[pool] = listed
+        self.scheduler.set_replicas(pool, addresses, now=self.clock())
+        self.upstreams.retain(pool, addresses)
+        self.wake_soon()
+
+    def refresh_credentials(self) -> None:
+        """Read the keys of external pools; one that cannot be read is logged, the last stays."""
+        self._credentials_due = self.clock() + _CREDENTIALS_SECONDS
+        for pool in self.table.pools.values():
+            try:
+                key = self._credentials.key(pool)
+            except CredentialError as error:
+                if self._keyless.get(pool.name) != str(error):
+                    self._keyless[pool.name] = str(error)
+                    log.error("no API key", cause=str(error))
+                continue
+            self._keyless.pop(pool.name, None)
+            if key is None:
+                self._authorization.pop(pool.name, None)
+            else:
+                self._authorization[pool.name] = b"authorization: Bearer %s\r\n" % key.encode()
+
+    # Requests.
+
+    def accept(
+        self, reply: ClientReply, api: Api, raw_headers: Sequence[Header], raw_body: bytes
+    ) -> Relay | None:
+        """Take a whole request; None where it has been answered already."""
+        started = self.clock()
+        request_id = request_id_of(raw_headers, self.new_id)
+        relay = None
+        model = OTHER
+        try:
+            headers = parse_headers(raw_headers, request_id)
+            body = parse_body(raw_body)
+            if body.model in self.table.routes:
+                model = body.model
+            relay = self._relay(reply, api, headers, body, started)
+        except BadRequestError as error:
+            refused = error.error
+        except Exception:
+            log.exception("request failed", request_id=request_id)
+            refused = openai.internal_error()
+        if relay is None:
+            self.refuse(reply, refused, request_id, model=model, api=api, started=started)
+            return None
+        return relay
+
+    def refuse(
+        self,
+        reply: ClientReply,
+        error: ApiError,
+        request_id: str,
+        *,
+        model: str = OTHER,
+        api: Api,
+        started: float,
+    ) -> None:
+        """Answer a request that will not be routed, and count it."""
+        send_error(reply, error, routed_lines(request_id, None))
+        self.metrics.series(model, "", api).ended(error.status, self.clock() - started)
+
+    def _relay(
+        self,
+        reply: ClientReply,
+        api: Api,
+        headers: RequestHeaders,
+        body: RequestBody,
+        started: float,
+    ) -> Relay:
+        request, found = self.route(api, headers, body)
+        if found is None:
+            decision = self.decide(request, started, ())
+            raise BadRequestError(self.refusal(decision, body.model))
+        policy, rule = found
+        return Relay(
+            self,
+            reply,
+            request=request,
+            headers=headers,
+            body=body,
+            rule=rule,
+            policy=policy,
+            started=started,
+        )
+
+    def route(
+        self, api: Api, headers: RequestHeaders, body: RequestBody
+    ) -> tuple[RouteRequest, tuple[str, Rule] | None]:
+        """A request in the scheduler's words, and the policy and rule that apply."""
+        isolation = self._isolation.get(body.model)
+        shared = isolation is CacheIsolation.GATEWAY
+        now = self.clock()
+        request = route_request(api, headers, body, now, shared=shared)
+        found = self.scheduler.route(request)
+        if found is None:
+            return request, None
+        route, rule = found
+        if isolation is None and rule.cache_isolation is CacheIsolation.GATEWAY and headers.tenant:
+            # Only the rule could say, and the rule may hang on the prompt's length.
+            request = route_request(api, headers, body, now, shared=True)
+        return request, (route.policy, rule)
+
+    def refusal(self, decision: Decision, model: str) -> ApiError:
+        """The answer to a request that is neither sent nor queued."""
+        return openai.refusal(
+            decision,
+            model=model,
+            names=self.table.routes,
+            retry_after_seconds=self.settings.retry_after_seconds,
+        )
+
+    def decide(self, request: RouteRequest, now: float, exclude: Container[ReplicaKey]) -> Decision:
+        """Ask the scheduler, and note how long it took."""
+        before = time.perf_counter()
+        decision = self.scheduler.decide(request, now=now, exclude=exclude)
+        self.metrics.decision.observe(time.perf_counter() - before)
+        return decision
+
+    def upstream_request(
+        self,
+        endpoint: Endpoint,
+        request: RouteRequest,
+        headers: RequestHeaders,
+        body: RequestBody,
+        rule: Rule,
+    ) -> bytes:
+        """The bytes of a request to a replica."""
+        address = endpoint.address
+        pool = self.table.pools.get(address.key.pool)
+        model = address.model_name or (pool.served_model_name if pool else body.model)
+        if pool is not None and pool.backend is BackendType.EXTERNAL:
+            lines = headers.to_external() + self._authorization.get(pool.name, b"")
+        else:
+            lines = headers.to_replica()
+        content = body.rewritten(
+            model=model,
+            add_usage=body.can_add_usage,
+            cache_salt=cache_salt(pool, request.api, headers.tenant, body.cache_salt, rule),
+        )
+        return endpoint.request(request.api, lines, content)
+
+    # Those who wait.
+
+    def wake_soon(self) -> None:
+        """Look at the queues in the next turn of the loop: there may be room."""
+        if not self._wake_due and len(self.admission):
+            self._wake_due = True
+            self.loop.call_soon(self._wake)
+
+    def queue_full(self, key: RuleKey, rule: Rule) -> ApiError:
+        """The answer to a request for which the rule's queue has no room."""
+        limit = rule.overload.max_queued_requests
+        return openai.queue_full(limit, self._wait_estimate(key, rule))
+
+    def upstream_failed(self, reason: str, attempts: int) -> ApiError:
+        """The answer to a request that no replica could answer."""
+        return openai.upstream_failed(
+            reason, attempts=attempts, retry_after_seconds=self.settings.retry_after_seconds
+        )
+
+    def queue_timeout(self, key: RuleKey, rule: Rule) -> ApiError:
+        """The answer to a request that has waited for as long as the rule allows."""
+        limit = rule.overload.max_queue_seconds
+        return openai.queue_timeout(limit, self._wait_estimate(key, rule))
+
+    def _wait_estimate(self, key: RuleKey, rule: Rule) -> float:
+        return self.admission.wait_estimate_seconds(
+            key,
+            default=self.settings.retry_after_seconds,
+            most=max(rule.overload.max_queue_seconds, 1.0),
+        )
+
+    def _wake(self) -> None:
+        self._wake_due = False
+        for rule in self.admission.rules():
+            self._drain(rule)
+
+    def _drain(self, rule: RuleKey) -> None:
+        while (relay := self.admission.head(rule)) is not None:
+            now = self.clock()
+            decision = self.decide(relay.request, now, relay.excluded)
+            if decision.outcome is Outcome.WAIT:
+                return
+            self.admission.admit(rule, now=now)
+            try:
+                relay.take(decision, now)
+            except Exception:
+                # One request must not keep those behind it waiting.
+                log.exception("request failed", request_id=relay.request.request_id)
+                relay.stop(openai.internal_error())
+
+    # Life.
+
+    def start(self) -> None:
+        """Begin the periodic work."""
+        self._sweep()
+
+    def _sweep(self) -> None:
+        self.upstreams.close_stale()
+        if self.clock() >= self._credentials_due:
+            self.refresh_credentials()
+        self.wake_soon()
+        self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def stop(self) -> None:
+        """Cut what is left and close every connection."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for relay in list(self.relays):
+            relay.stop(openai.shutting_down())
+        self.upstreams.close()
+
+    # What can be read.
+
+    def serving_routes(self) -> list[str]:
+        """The model names of which at least one target has a replica."""
+        return [
+            name
+            for name, route in self.table.routes.items()
+            if any(self.replicas.get(t.pool) for rule in route.rules for t in rule.targets)
+        ]
+
+    def readings(self) -> Readings:
+        """What is measured at a scrape."""
+        in_flight = dict.fromkeys(self.table.pools, 0)
+        for relay in self.relays:
+            if relay.phase is not Phase.QUEUED:
+                in_flight[relay.pool] = in_flight.get(relay.pool, 0) + 1
+        return Readings(
+            in_flight=in_flight,
+            queue_depth=self.admission.depths(),
+            replicas={pool: len(addresses) for pool, addresses in self.replicas.items()},
+            open_upstream_connections=self.upstreams.open_connections,
+            config_hash=self.config_hash,
+            scheduler=self.scheduler.snapshot(),
+        )

@@ -1,0 +1,54 @@
+"""The beginning of a replica's reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pointsman_serving.gateway.headers import Header
+from pointsman_serving.gateway.reading import Reading, StreamReading, WholeReading
+
+
+class ReplyHead:
+    """Status and headers, and what follows from them.
+
+    Args:
+        headers: names in lower case.
+    """
+
+    __slots__ = ("_streams", "headers", "load_report", "retry_after_seconds", "status")
+
+    def __init__(self, status: int, headers: Sequence[Header]) -> None:
+        self.status = status
+        self.headers = headers
+        self.load_report: bytes | None = None
+        """The value of endpoint-load-metrics."""
+        self.retry_after_seconds: int | None = None
+        content_type = encoding = b""
+        for name, value in headers:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"content-encoding":
+                encoding = value
+            elif name == b"endpoint-load-metrics":
+                self.load_report = value
+            elif name == b"retry-after" and value.isdigit() and len(value) < 6:
+                self.retry_after_seconds = int(value)
+        # What is compressed cannot be cut at its events.
+        self._streams = (
+            status < 300 and content_type.startswith(b"text/event-stream") and not encoding
+        )
+
+    @property
+    def failed(self) -> bool:
+        """Whether the replica could not answer; 501 is about the request, not about it."""
+        return self.status >= 500 and self.status != 501
+
+    def reading(self, *, hide_usage: bool) -> Reading:
+        """How to read the body.
+
+        Args:
+            hide_usage: leave out a stream's usage event.
+        """
+        if self._streams:
+            return StreamReading(hide_usage=hide_usage)
+        return WholeReading(self.status, self.headers)

@@ -1,0 +1,280 @@
+"""One gateway: its data plane, its HTTP server and the sources of its replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Sequence
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from pointsman_api.route_table import RouteTable
+from pointsman_serving.gateway.app import create_app
+from pointsman_serving.gateway.credentials import Credentials
+from pointsman_serving.gateway.discovery import ReplicaSource
+from pointsman_serving.gateway.hot import hot_protocol
+from pointsman_serving.gateway.metrics import Metrics
+from pointsman_serving.gateway.plane import DataPlane
+from pointsman_serving.gateway.settings import GatewaySettings
+from pointsman_serving.gateway.version import installed_version
+from pointsman_serving.routing.scheduler import Scheduler
+
+log = structlog.get_logger(__name__)
+
+_BACKLOG = 2048
+
+# For the last bytes of replies that were cut when the drain was over.
+_FLUSH_SECONDS = 1.0
+
+
+class ListenError(OSError):
+    """The gateway cannot listen where it was told to; says why and what to do."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which with ``signals`` ends gracefully on SIGINT and SIGTERM.
+
+    uvicorn itself raises the signal again when it has ended, which would end the process before
+    the streams that outlast the drain have got their error event.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, signals: bool) -> None:
+        super().__init__(config)
+        self._signals = signals
+        self._exit = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end, on a signal."""
+        super().handle_exit(sig, frame)
+        self._exit.set()
+
+    def stop(self) -> None:
+        """Begin to end."""
+        self.should_exit = True
+        self._exit.set()
+
+    async def main_loop(self) -> None:
+        """Wait for the end; there is nothing to look after ten times a second."""
+        await self._exit.wait()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Listen to signals on the loop, without touching them otherwise."""
+        if not self._signals or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for signal_ in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signal_, self.handle_exit, signal_, None)
+        try:
+            yield
+        finally:
+            for signal_ in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(signal_)
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until the connections that are closing have sent what they hold."""
+        until = asyncio.get_running_loop().time() + seconds
+        while self.server_state.connections and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.01)
+
+
+class Gateway:
+    """A gateway in this process, on the running event loop.
+
+    ``async with gateway.running(sources)`` for a part of a program, ``await
+    gateway.serve(sources)`` for all of one.
+
+    Args:
+        settings: where to listen, and limits.
+        table: what to route; replace it at any time with ``set_table``.
+        credentials: the API keys of external pools.
+        seed: of every random choice of the scheduler.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: GatewaySettings,
+        table: RouteTable,
+        credentials: Credentials | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.settings = settings
+        self.scheduler = Scheduler(table, seed=seed)
+        self.metrics = Metrics(version=installed_version(), max_values=settings.max_label_values)
+        self._table = table
+        self._credentials = credentials or Credentials()
+        self._plane: DataPlane | None = None
+        self._server: _Server | None = None
+        self._socket: socket.socket | None = None
+
+    @property
+    def plane(self) -> DataPlane:
+        """The data plane of the running gateway.
+
+        Raises:
+            RuntimeError: the gateway is not running.
+        """
+        if self._plane is None:
+            raise RuntimeError("the gateway is not running")
+        return self._plane
+
+    @property
+    def listening(self) -> bool:
+        """Whether requests are taken."""
+        return self._server is not None and self._server.started
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on.
+
+        Raises:
+            RuntimeError: the gateway is not running.
+        """
+        if self._socket is None:
+            raise RuntimeError("the gateway is not running")
+        return int(self._socket.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """The endpoint's address, without ``/v1``."""
+        host = self.settings.host
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+        return f"http://{shown}:{self.port}"
+
+    def set_table(self, table: RouteTable) -> None:
+        """Put another route table in force."""
+        self._table = table
+        if self._plane is not None:
+            self._plane.set_table(table)
+
+    def stop(self) -> None:
+        """Begin a graceful stop: no new connections, replies in flight end first."""
+        if self._server is not None:
+            self._server.stop()
+
+    async def serve(self, sources: Iterable[ReplicaSource], *, signals: bool = True) -> None:
+        """Serve until ``stop`` is called or, with ``signals``, SIGINT or SIGTERM comes.
+
+        Raises:
+            ListenError: the address is taken, or not ours.
+        """
+        with _listen(self.settings.host, self.settings.port) as listener:
+            self._socket = listener
+            plane = self._start_plane()
+            server = self._server = self._make_server(plane, signals=signals)
+            tasks = [_supervised(source, plane) for source in sources]
+            running = [asyncio.ensure_future(task) for task in tasks]
+            try:
+                log.info("gateway listens", url=self.url, config=plane.config_hash)
+                await server.serve(sockets=[listener])
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+                plane.stop()
+                await server.flush(_FLUSH_SECONDS)
+                self._plane = self._server = self._socket = None
+
+    @contextlib.asynccontextmanager
+    async def running(self, sources: Sequence[ReplicaSource] = ()) -> AsyncIterator[Gateway]:
+        """Serve while the block runs, without touching signals.
+
+        Raises:
+            ListenError: the address is taken, or not ours.
+        """
+        task = asyncio.ensure_future(self.serve(sources, signals=False))
+        try:
+            while not self.listening:
+                if task.done():
+                    await task
+                await asyncio.sleep(0.005)
+            yield self
+        finally:
+            self.stop()
+            await task
+
+    def _start_plane(self) -> DataPlane:
+        ids = random.SystemRandom()
+        plane = DataPlane(
+            settings=self.settings,
+            table=self._table,
+            scheduler=self.scheduler,
+            credentials=self._credentials,
+            metrics=self.metrics,
+            loop=asyncio.get_running_loop(),
+            new_id=lambda: f"{ids.getrandbits(128):032x}",
+        )
+        plane.start()
+        self._plane = plane
+        return plane
+
+    def _make_server(self, plane: DataPlane, *, signals: bool) -> _Server:
+        config = uvicorn.Config(
+            create_app(plane),
+            http=hot_protocol(plane),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            # The routed replies carry the engine's; the ASGI paths need none.
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=int(self.settings.keep_alive_seconds),
+            timeout_graceful_shutdown=int(self.settings.drain_seconds),
+        )
+        return _Server(config, signals=signals)
+
+
+async def serve_gateway(
+    settings: GatewaySettings,
+    table: RouteTable,
+    sources: Iterable[ReplicaSource],
+    *,
+    credentials: Credentials | None = None,
+) -> None:
+    """Run a gateway until SIGINT or SIGTERM.
+
+    Raises:
+        ListenError: the address is taken, or not ours.
+    """
+    await Gateway(settings=settings, table=table, credentials=credentials).serve(sources)
+
+
+def _supervised(source: ReplicaSource, plane: DataPlane) -> Coroutine[None, None, None]:
+    async def run() -> None:
+        while True:
+            try:
+                await source.run(lambda: plane.table, plane.set_replicas)
+            except Exception:
+                # What is known stays; a source that fails once must not end discovery.
+                log.exception("a source of replicas failed; it starts again in a second")
+            await asyncio.sleep(1.0)
+
+    return run()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ListenError(
+            error.errno,
+            f"the gateway cannot listen on {host}:{port} ({error.strerror}); "
+            "stop what uses the port, or choose another one",
+        ) from error
+    return listener

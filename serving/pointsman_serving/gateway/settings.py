@@ -1,0 +1,61 @@
+"""What can be set about a gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """One gateway process. Limits of single rules live in the route table, not here.
+
+    Raises:
+        ValueError: a value is out of its range; says which and what is allowed.
+    """
+
+    name: str = "default"
+    """The gateway's name; policies attach to it, and metrics and logs carry it."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. 0.0.0.0 opens the endpoint to the network."""
+
+    port: int = 8080
+    """TCP port; 0 lets the system choose one (see ``Gateway.port``)."""
+
+    max_body_bytes: int = 16 * 1024 * 1024
+    """Longest request body; longer ones get 413. Bodies are held in memory until they end."""
+
+    keep_alive_seconds: float = 75.0
+    """An idle client connection is closed after this. Should exceed the client's own limit,
+    or clients now and then write into a connection that has just been closed."""
+
+    upstream_idle_seconds: float = 4.0
+    """An idle connection to a replica is closed after this. Must stay below the replica's own
+    limit (vLLM on its own: 5 s; Ray Serve: 90 s), or requests meet closed connections and
+    pay for a second connect."""
+
+    upstream_idle_connections: int = 256
+    """Idle connections kept for one replica; more are closed when their reply ends."""
+
+    drain_seconds: float = 600.0
+    """How long a stop waits for replies in flight before they are cut with an error event."""
+
+    retry_after_seconds: int = 1
+    """Retry-After of a 503 or 429 where nothing better is known."""
+
+    max_label_values: int = 1000
+    """Distinct values of one metric label; further ones are counted under ``other``."""
+
+    docs: bool = False
+    """Serve the OpenAPI pages under /docs."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}; it must be between 0 and 65535")
+        for name in ("max_body_bytes", "keep_alive_seconds", "max_label_values"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("upstream_idle_seconds", "upstream_idle_connections", "drain_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")

@@ -1,0 +1,162 @@
+"""Requests that wait for a replica: bounded, in order, and gone when their client is."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from pointsman_api.route_table import Overload
+from pointsman_serving.gateway.server import Gateway
+from tests.gateway.fake_engine import Behaviour, Call, FakeEngine, answer, gated, silence
+from tests.gateway.harness import (
+    FAST,
+    Answer,
+    address_of,
+    ask,
+    chat,
+    client_of,
+    gateway_to,
+    post,
+    table_of,
+    until,
+)
+
+
+async def fill(
+    gateway: Gateway, engine: FakeEngine, behaviour: Behaviour
+) -> list[asyncio.Task[Answer]]:
+    """Ask until somebody waits in the queue; returns all that were asked."""
+    engine.behaviour = behaviour
+    asked: list[asyncio.Task[Answer]] = []
+    while not len(gateway.plane.admission):
+        before = engine.active
+        asked.append(asyncio.ensure_future(ask(gateway, post(chat(text=f"fill {len(asked)}")))))
+        await until(lambda: engine.active > before or len(gateway.plane.admission) > 0)  # noqa: B023
+    return asked
+
+
+async def test_queue_serves_in_order_when_slots_are_freed(engine: FakeEngine) -> None:
+    turns = asyncio.Semaphore(0)
+
+    async def one_by_one(call: Call) -> None:
+        await turns.acquire()
+        await answer()(call)
+
+    async with gateway_to(engine, slots=1) as gateway:
+        asked = await fill(gateway, engine, one_by_one)
+        for number in range(5):
+            asked.append(asyncio.ensure_future(ask(gateway, post(chat(text=f"wait {number}")))))
+            await until(lambda: len(gateway.plane.admission) == number + 2)  # noqa: B023
+        for _ in asked:
+            before = len(engine.calls)
+            turns.release()
+            if len(gateway.plane.admission):
+                await until(lambda: len(engine.calls) > before)  # noqa: B023
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+    order = [call.json["messages"][0]["content"] for call in engine.calls]  # type: ignore[index]
+    assert order[-5:] == [f"wait {number}" for number in range(5)]
+
+
+async def test_queue_refuses_when_it_is_full(engine: FakeEngine) -> None:
+    gate = asyncio.Event()
+    table = table_of(slots=1, overload=Overload(max_queued_requests=2))
+    async with gateway_to(engine, table=table, slots=1) as gateway:
+        asked = await fill(gateway, engine, gated(gate))
+        asked.append(asyncio.ensure_future(ask(gateway, post(chat()))))
+        await until(lambda: len(gateway.plane.admission) == 2)
+        refused = await ask(gateway, post(chat()))
+        assert (refused.status, refused.error["code"]) == (429, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "x-pointsman-replica" not in refused.headers
+        gate.set()
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+
+
+async def test_queue_refuses_when_the_time_is_over(engine: FakeEngine) -> None:
+    gate = asyncio.Event()
+    table = table_of(slots=1, overload=Overload(max_queue_seconds=0.2))
+    async with gateway_to(engine, table=table, slots=1) as gateway:
+        asked = await fill(gateway, engine, gated(gate))
+        reply = await asked[-1]
+        assert (reply.status, reply.error["code"]) == (429, "queue_timeout")
+        assert "0.2 s" in str(reply.error["message"])
+        gate.set()
+        await asyncio.gather(*asked)
+
+
+async def test_queue_forgets_clients_when_they_leave(engine: FakeEngine) -> None:
+    gate = asyncio.Event()
+    async with gateway_to(engine, slots=1) as gateway:
+        asked = await fill(gateway, engine, gated(gate))
+        async with client_of(gateway) as client:
+            await client.send(post(chat(text="leaves")))
+            await until(lambda: len(gateway.plane.admission) == 2)
+        await until(lambda: len(gateway.plane.admission) == 1)
+        gate.set()
+        await asyncio.gather(*asked)
+    sent = [call.json["messages"][0]["content"] for call in engine.calls]  # type: ignore[index]
+    assert "leaves" not in sent
+
+
+async def test_queue_moves_on_when_a_replica_joins(engine: FakeEngine, other: FakeEngine) -> None:
+    gate = asyncio.Event()
+    async with gateway_to(engine, slots=1) as gateway:
+        asked = await fill(gateway, engine, gated(gate))
+        other.behaviour = answer("from b")
+        addresses = [address_of(engine, slots=1), address_of(other, slots=1)]
+        gateway.plane.set_replicas("p", addresses)
+        assert (await asked[-1]).headers["x-pointsman-replica"] == "b"
+        gate.set()
+        await asyncio.gather(*asked)
+
+
+async def test_queue_empties_with_503_when_the_last_replica_leaves(engine: FakeEngine) -> None:
+    gate = asyncio.Event()
+    async with gateway_to(engine, slots=1) as gateway:
+        asked = await fill(gateway, engine, gated(gate))
+        gateway.plane.set_replicas("p", [])
+        assert (await asked[-1]).status == 503
+        gate.set()
+        statuses = [reply.status for reply in await asyncio.gather(*asked)]
+    assert statuses == [200] * (len(asked) - 1) + [503]
+
+
+async def test_queue_frees_its_slot_when_a_running_client_leaves(engine: FakeEngine) -> None:
+    async with gateway_to(engine, slots=1) as gateway:
+        engine.behaviour = silence()
+        async with client_of(gateway) as client:
+            await client.send(post(chat(stream=True)))
+            await until(lambda: engine.active == 1)
+            asked = []
+            while not len(gateway.plane.admission):
+                before = engine.active
+                asked.append(asyncio.ensure_future(ask(gateway, post(chat(text=str(len(asked)))))))
+                await until(lambda: engine.active > before or len(gateway.plane.admission) > 0)  # noqa: B023
+            engine.behaviour = answer()
+        # The client has left: its slot goes to the one who waits.
+        assert (await asked[-1]).status == 200
+        await engine.stop()
+        await asyncio.gather(*asked)
+
+
+async def test_queue_keeps_a_failed_request_when_the_other_replica_is_full(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    gate = asyncio.Event()
+    limits = dataclasses.replace(FAST, attempts=3)
+    table = table_of(slots=1, resilience=limits)
+    async with gateway_to(engine, other, table=table, slots=1) as gateway:
+        engine.behaviour = other.behaviour = gated(gate)
+        asked = []
+        while not len(gateway.plane.admission):
+            before = engine.active + other.active
+            asked.append(asyncio.ensure_future(ask(gateway, post(chat(text=f"q {len(asked)}")))))
+            await until(
+                lambda: (
+                    engine.active + other.active > before  # noqa: B023
+                    or len(gateway.plane.admission) > 0
+                )
+            )
+        await engine.stop()
+        gate.set()
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}

@@ -27,7 +27,7 @@ from provenance import provenance
 from rich.console import Console
 
 from pointsman_serving.cli.phases import Phases
-from pointsman_serving.cli.plan import Folders, read_plan
+from pointsman_serving.cli.plan import Machine, read_plan
 from pointsman_serving.cli.stack import Stack, running_stack
 from pointsman_serving.cluster.local_ray import LocalRaySettings
 from pointsman_serving.gateway.settings import GatewaySettings
@@ -37,7 +37,7 @@ ARMS = ("pointsman", "random", "pinned")
 POOL_FILE = Path(__file__).parents[1] / "examples/quickstart/modelpool-smollm2.yaml"
 POOL = "smollm2"
 BLOCK_TOKENS = 32
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 16
 WORDS = (
     *("river", "stone", "market", "lantern", "winter", "copper", "garden", "signal", "harbour"),
     *("meadow", "engine", "silver", "bridge", "window", "captain", "forest", "letter", "thunder"),
@@ -62,7 +62,7 @@ class Turn:
 async def main() -> int:
     """Run all arms, print the table and write the JSON."""
     options = parse()
-    plan = read_plan([POOL_FILE], Folders(models=models_directory()))
+    plan = read_plan([POOL_FILE], Machine(models=models_directory()))
     settings = GatewaySettings(port=0)
     phases = Phases(Console(stderr=True))
     async with running_stack(plan, settings, phases, ray_settings=LocalRaySettings()) as stack:

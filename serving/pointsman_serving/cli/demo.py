@@ -22,7 +22,7 @@ from pointsman_api.manifests import ManifestErrors
 from pointsman_serving.cli.errors import RunError, UsageError, shown_errors
 from pointsman_serving.cli.explain import explanation_table
 from pointsman_serving.cli.phases import Phases
-from pointsman_serving.cli.plan import Folders, read_plan
+from pointsman_serving.cli.plan import Machine, read_plan
 from pointsman_serving.cli.stack import Stack, running_stack
 from pointsman_serving.cli.up import (
     endpoint_text,
@@ -30,6 +30,7 @@ from pointsman_serving.cli.up import (
     replica_table,
     stop_event,
 )
+from pointsman_serving.cluster.accelerators import machine_has_gpus
 from pointsman_serving.cluster.local_ray import LocalRaySettings
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.models.cache import models_directory
@@ -97,7 +98,7 @@ async def _demonstrate(
     models = models_directory()
     await _prepare_models(models, phases)
     try:
-        plan = read_plan([folder], Folders(models=models))
+        plan = read_plan([folder], Machine(models=models, has_gpus=machine_has_gpus()))
     except ManifestErrors as failure:
         raise UsageError(str(failure)) from failure
     settings = GatewaySettings(port=port, drain_seconds=10.0)

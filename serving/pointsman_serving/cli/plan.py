@@ -16,13 +16,15 @@ from pointsman_serving.models.sources import LocalSourceError, local_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Folders:
-    """Where this machine keeps what the manifests refer to."""
+class Machine:
+    """What the manifests refer to, as this machine has it."""
 
     models: Path
     """Stands for ``/var/lib/pointsman/models``."""
     secrets: Path | None = None
     """Secrets as Kubernetes mounts them: NAME/KEY is a file."""
+    has_gpus: bool = False
+    """Replicas then take as many GPUs as their parallelism says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ class Plan:
     """Ray Serve applications, one for each pool that has replicas."""
 
 
-def read_plan(paths: Sequence[Path], folders: Folders) -> Plan:
+def read_plan(paths: Sequence[Path], machine: Machine) -> Plan:
     """Read, check and compile the manifests.
 
     Raises:
@@ -45,7 +47,7 @@ def read_plan(paths: Sequence[Path], folders: Folders) -> Plan:
     errors: list[ManifestError] = []
     applications = []
     for index, pool in enumerate(manifests.pools):
-        errors.extend(_secret_errors(manifests, pool, folders))
+        errors.extend(_secret_errors(manifests, pool, machine))
         if pool.spec.backend.ray_serve is None or pool.spec.replicas == 0:
             continue
         if any(pool.metadata.name == other.metadata.name for other in manifests.pools[:index]):
@@ -60,7 +62,7 @@ def read_plan(paths: Sequence[Path], folders: Folders) -> Plan:
             )
             continue
         try:
-            applications.append(_application(pool, folders))
+            applications.append(_application(pool, machine))
         except LocalSourceError as error:
             errors.append(
                 manifests.error(
@@ -80,30 +82,35 @@ def read_plan(paths: Sequence[Path], folders: Folders) -> Plan:
         manifests.pools,
         manifests.policies,
         namespace_labels=manifests.namespace_labels,
-        secrets_folder=str(folders.secrets or ""),
+        secrets_folder=str(machine.secrets or ""),
     )
     return Plan(manifests=manifests, table=compiled.table, applications=tuple(applications))
 
 
-def _application(pool: ModelPool, folders: Folders) -> dict[str, object]:
+def _application(pool: ModelPool, machine: Machine) -> dict[str, object]:
     backend = pool.spec.backend.ray_serve
     if backend is None or backend.model is None:
         return serve_application(pool)
-    model = local_model(backend.model.source, models=folders.models)
-    return serve_application(pool, model_path=model.path, model_revision=model.revision)
+    model = local_model(backend.model.source, models=machine.models)
+    return serve_application(
+        pool,
+        model_path=model.path,
+        model_revision=model.revision,
+        accelerated=machine.has_gpus,
+    )
 
 
-def _secret_errors(manifests: Manifests, pool: ModelPool, folders: Folders) -> list[ManifestError]:
+def _secret_errors(manifests: Manifests, pool: ModelPool, machine: Machine) -> list[ManifestError]:
     """A secret that is referred to and cannot be found below the secrets folder."""
     external = pool.spec.backend.external
     if external is None or external.credential_secret_ref is None:
         return []
     reference = external.credential_secret_ref
     secret = f"{object_key(pool.metadata.namespace, reference.name)}/{reference.key}"
-    if folders.secrets is None:
+    if machine.secrets is None:
         message, step = "needs a secret", "say where secrets lie as files: --secrets-dir FOLDER"
-    elif not (folders.secrets / secret).is_file():
-        message = f"has no file {folders.secrets / secret}"
+    elif not (machine.secrets / secret).is_file():
+        message = f"has no file {machine.secrets / secret}"
         step = "write the secret's value into that file"
     else:
         return []

@@ -122,11 +122,9 @@ class Stack:
 
     def _failure(self, status: PoolStatus) -> str:
         text = f"pool {status.pool} failed: {status.message or 'Ray gives no reason'}"
-        for replica in status.replicas:
-            if self.ray is not None and replica.log_file:
-                tail = self.ray.log_tail(replica.log_file, _LOG_LINES)
-                if tail:
-                    return f"{text}\nThe end of replica {replica.replica}'s log:\n{tail}"
+        for replica in (*status.dead, *status.replicas):
+            if self.ray is not None and (log := self.ray.replica_log(replica, _LOG_LINES)):
+                return f"{text}\nThe end of replica {replica.replica}'s log:\n{log}"
         return text + self._logs_hint()
 
     def _logs_hint(self) -> str:

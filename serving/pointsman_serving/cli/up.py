@@ -18,9 +18,10 @@ from rich.table import Table
 from pointsman_api.manifests import ManifestErrors
 from pointsman_serving.cli.errors import RunError
 from pointsman_serving.cli.phases import Phases
-from pointsman_serving.cli.plan import Folders, Plan, read_plan
+from pointsman_serving.cli.plan import Machine, Plan, read_plan
 from pointsman_serving.cli.stack import Stack, running_stack
 from pointsman_serving.cli.validate import print_errors, summary
+from pointsman_serving.cluster.accelerators import machine_has_gpus
 from pointsman_serving.cluster.local_ray import LocalRaySettings
 from pointsman_serving.cluster.status import PoolStatus
 from pointsman_serving.gateway.settings import GatewaySettings
@@ -57,23 +58,25 @@ def up(
     """Deploy the pools through Ray Serve and serve the endpoint until Ctrl-C."""
     console = Console(stderr=True)
     quiet_logs()
-    folders = Folders(models=models_dir or models_directory(), secrets=secrets_dir)
+    machine = Machine(
+        models=models_dir or models_directory(), secrets=secrets_dir, has_gpus=machine_has_gpus()
+    )
     try:
-        plan = read_plan(paths, folders)
+        plan = read_plan(paths, machine)
     except ManifestErrors as failure:
         print_errors(failure, console)
         raise typer.Exit(2) from None
     _warn(plan, console)
     settings = GatewaySettings(host=listen, port=port, drain_seconds=_DRAIN_SECONDS)
     asyncio.run(
-        _serve(plan, paths, folders, settings, console, ready_timeout=ready_timeout, follow=follow)
+        _serve(plan, paths, machine, settings, console, ready_timeout=ready_timeout, follow=follow)
     )
 
 
 async def _serve(
     plan: Plan,
     paths: list[Path],
-    folders: Folders,
+    machine: Machine,
     settings: GatewaySettings,
     console: Console,
     *,
@@ -95,7 +98,7 @@ async def _serve(
             await ready
         console.print(endpoint_text(stack), replica_table(await stack.statuses()), sep="\n")
         console.print("Ctrl-C ends it.")
-        await _run_until(stop, stack, paths, folders, console, follow=follow)
+        await _run_until(stop, stack, paths, machine, console, follow=follow)
         console.print("Stopping: running requests may finish.")
 
 
@@ -103,7 +106,7 @@ async def _run_until(
     stop: asyncio.Event,
     stack: Stack,
     paths: list[Path],
-    folders: Folders,
+    machine: Machine,
     console: Console,
     *,
     follow: bool,
@@ -123,12 +126,12 @@ async def _run_until(
             current = _signature(paths)
             if follow and current != seen:
                 seen = current
-                await _apply(stack, paths, folders, console)
+                await _apply(stack, paths, machine, console)
 
 
-async def _apply(stack: Stack, paths: list[Path], folders: Folders, console: Console) -> None:
+async def _apply(stack: Stack, paths: list[Path], machine: Machine, console: Console) -> None:
     try:
-        plan = read_plan(paths, folders)
+        plan = read_plan(paths, machine)
         changed = await stack.apply(plan)
     except ManifestErrors as failure:
         print_errors(failure, console)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pointsman_serving.cluster.status import PoolStatus, ReplicaStatus
 
-START_TIMEOUT_SECONDS = 90.0
+START_TIMEOUT_SECONDS = 180.0
 STOP_TIMEOUT_SECONDS = 10.0
 FEW_CORES = 4
 """Below this many, engines take turns to load."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pointsman_api.manifests import ManifestErrors
-from pointsman_serving.cli.plan import Folders, read_plan
+from pointsman_serving.cli.plan import Machine, read_plan
 
 QUICKSTART = Path("examples/quickstart")
 
@@ -42,14 +42,14 @@ def write(folder: Path, *documents: str) -> list[Path]:
     return [file]
 
 
-def models_with(folder: Path, *names: str) -> Folders:
+def models_with(folder: Path, *names: str) -> Machine:
     for name in names:
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text("{}")
-    return Folders(models=folder)
+    return Machine(models=folder)
 
 
-def errors_of(paths: list[Path], folders: Folders) -> list[str]:
+def errors_of(paths: list[Path], folders: Machine) -> list[str]:
     with pytest.raises(ManifestErrors) as caught:
         read_plan(paths, folders)
     return [str(error) for error in caught.value.errors]
@@ -81,13 +81,13 @@ def test_missing_model_is_named_with_file_and_line_when_its_folder_is_not_there(
 
 
 def test_secret_is_asked_for_when_no_folder_holds_it(tmp_path: Path) -> None:
-    [error] = errors_of(write(tmp_path, EXTERNAL), Folders(models=tmp_path))
+    [error] = errors_of(write(tmp_path, EXTERNAL), Machine(models=tmp_path))
     assert "vendor/token" in error
     assert "--secrets-dir" in error
 
 
 def test_secret_s_file_is_named_when_it_is_missing(tmp_path: Path) -> None:
-    folders = Folders(models=tmp_path, secrets=tmp_path / "secrets")
+    folders = Machine(models=tmp_path, secrets=tmp_path / "secrets")
     [error] = errors_of(write(tmp_path, EXTERNAL), folders)
     assert str(tmp_path / "secrets/vendor/token") in error
 
@@ -97,7 +97,7 @@ def test_credential_becomes_a_path_when_the_secret_is_there(tmp_path: Path) -> N
     secret.parent.mkdir(parents=True)
     secret.write_text("key")
     plan = read_plan(
-        write(tmp_path, EXTERNAL), Folders(models=tmp_path, secrets=tmp_path / "secrets")
+        write(tmp_path, EXTERNAL), Machine(models=tmp_path, secrets=tmp_path / "secrets")
     )
     credential = plan.table.pools["hosted"].credential
     assert credential is not None
@@ -107,14 +107,14 @@ def test_credential_becomes_a_path_when_the_secret_is_there(tmp_path: Path) -> N
 
 def test_pool_has_no_application_when_it_is_at_zero(tmp_path: Path) -> None:
     paths = write(tmp_path, simulated(more="replicas: 0"))
-    plan = read_plan(paths, Folders(models=tmp_path))
+    plan = read_plan(paths, Machine(models=tmp_path))
     assert () == plan.applications
     assert "sim" in plan.table.pools
 
 
 def test_second_pool_is_refused_when_another_namespace_s_has_its_name(tmp_path: Path) -> None:
     paths = write(tmp_path, simulated("a"), simulated("b", namespace="team"))
-    [error] = errors_of(paths, Folders(models=tmp_path))
+    [error] = errors_of(paths, Machine(models=tmp_path))
     assert "metadata.name" in error
 
 
@@ -124,7 +124,7 @@ def test_source_of_a_cluster_is_refused_when_run_on_a_machine(tmp_path: Path) ->
         "{engine: {type: VLLM}, model: {source: {type: PersistentVolumeClaim, "
         "persistentVolumeClaim: {claimName: weights}}}}",
     )
-    [error] = errors_of(write(tmp_path, pool), Folders(models=tmp_path))
+    [error] = errors_of(write(tmp_path, pool), Machine(models=tmp_path))
     assert "needs a Kubernetes cluster" in error
 
 
@@ -134,5 +134,5 @@ def test_resources_are_refused_when_they_are_no_quantity(tmp_path: Path) -> None
         "{engine: {type: Simulated}, template: {spec: {containers: "
         "[{name: engine, resources: {requests: {cpu: many}}}]}}}",
     )
-    [error] = errors_of(write(tmp_path, pool), Folders(models=tmp_path))
+    [error] = errors_of(write(tmp_path, pool), Machine(models=tmp_path))
     assert "'many'" in error

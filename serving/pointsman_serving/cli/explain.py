@@ -20,10 +20,10 @@ _TIMEOUT_SECONDS = 10.0
 _TERMS = (
     ("quality", "quality", "{:.3f}"),
     ("predicted_ttft_seconds", "TTFT s", "{:.3f}"),
-    ("predicted_latency_seconds", "latency s", "{:.2f}"),
-    ("predicted_cached_tokens", "cached tokens", "{:d}"),
+    ("predicted_latency_seconds", "all s", "{:.2f}"),
+    ("predicted_cached_tokens", "cached", "{:d}"),
     ("predicted_cost_dollars", "cost $", "{:.6f}"),
-    ("in_flight", "in flight", "{:d}"),
+    ("in_flight", "busy", "{:d}"),
     ("score", "score", "{:.4f}"),
 )
 
@@ -78,21 +78,23 @@ def fetch_explanation(
 def explanation_table(answer: Mapping[str, Any]) -> Table:
     """The candidates of an explanation, the winner marked."""
     winner = answer.get("winner") or {}
-    table = Table("", "pool", "replica", *(title for _, title, _ in _TERMS), "rejected")
+    rejections = any(candidate.get("rejected") for candidate in answer["candidates"])
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
     table.title = f"policy {answer.get('policy') or '-'}, rule {answer.get('rule') or '-'}"
+    table.add_column("")
+    table.add_column("pool/replica", no_wrap=True)
+    for _, title, _ in _TERMS:
+        table.add_column(title, justify="right", no_wrap=True)
+    if rejections:
+        table.add_column("rejected", overflow="fold")
     for candidate in answer["candidates"]:
-        chosen = (candidate["pool"], candidate["replica"]) == (
-            winner.get("pool"),
-            winner.get("replica"),
-        )
-        table.add_row(
-            "→" if chosen else "",
-            candidate["pool"],
-            candidate["replica"],
-            *(form.format(candidate[name]) for name, _, form in _TERMS),
-            candidate.get("rejected") or "",
-            style="bold green" if chosen else "",
-        )
+        name = (candidate["pool"], candidate["replica"])
+        chosen = name == (winner.get("pool"), winner.get("replica"))
+        cells = [form.format(candidate[term]) for term, _, form in _TERMS]
+        if rejections:
+            cells.append(candidate.get("rejected") or "")
+        style = "bold green" if chosen else ""
+        table.add_row("→" if chosen else "", "/".join(name), *cells, style=style)
     return table
 
 

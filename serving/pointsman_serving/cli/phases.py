@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+_LINE_SECONDS = 2.0
+"""Where progress is written as lines, one comes this often at most."""
+
 
 @dataclass(slots=True)
 class Phases:
@@ -22,22 +25,23 @@ class Phases:
     @contextmanager
     def phase(self, name: str) -> Iterator[Callable[[str], None]]:
         """Time a phase. The callable that is yielded replaces the text beside its name."""
-        started = time.monotonic()
+        started = printed = time.monotonic()
         detail = ""
         if not self.console.is_terminal:
             self.console.print(f"… {name}")
         with self.console.status(name) as status:
 
             def show(text: str) -> None:
-                nonlocal detail
+                nonlocal detail, printed
                 if text == detail:
                     return
                 detail = text
+                now = time.monotonic()
                 if self.console.is_terminal:
                     status.update(f"{name}: {text}")
-                else:
-                    seconds = time.monotonic() - started
-                    self.console.print(f"  {name}: {text} ({seconds:.0f} s)")
+                elif now - printed > _LINE_SECONDS:
+                    printed = now
+                    self.console.print(f"  {name}: {text} ({now - started:.0f} s)")
 
             yield show
         seconds = time.monotonic() - started

@@ -191,7 +191,7 @@ def endpoint_text(stack: Stack) -> str:
 
 def replica_table(statuses: Mapping[str, PoolStatus]) -> Table:
     """Every replica with its address and process."""
-    table = Table("pool", "replica", "address", "process")
+    table = Table("pool", "replica", "address", "process", title="Replicas", title_justify="left")
     for status in statuses.values():
         for replica in status.replicas:
             address = f"{replica.host}:{replica.port}" if replica.port else replica.state

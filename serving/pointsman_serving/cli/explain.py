@@ -76,25 +76,27 @@ def fetch_explanation(
 
 
 def explanation_table(answer: Mapping[str, Any]) -> Table:
-    """The candidates of an explanation, the winner marked."""
+    """The candidates of an explanation, the winner marked and the rejected ones named below."""
     winner = answer.get("winner") or {}
-    rejections = any(candidate.get("rejected") for candidate in answer["candidates"])
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.title = f"policy {answer.get('policy') or '-'}, rule {answer.get('rule') or '-'}"
+    table.title_justify = table.caption_justify = "left"
     table.add_column("")
     table.add_column("pool/replica", no_wrap=True)
     for _, title, _ in _TERMS:
         table.add_column(title, justify="right", no_wrap=True)
-    if rejections:
-        table.add_column("rejected", overflow="fold")
+    rejected = []
     for candidate in answer["candidates"]:
-        name = (candidate["pool"], candidate["replica"])
-        chosen = name == (winner.get("pool"), winner.get("replica"))
+        key = (candidate["pool"], candidate["replica"])
+        chosen = key == (winner.get("pool"), winner.get("replica"))
+        reason = candidate.get("rejected")
+        if reason:
+            rejected.append(f"{'/'.join(key)}: {reason}")
         cells = [form.format(candidate[term]) for term, _, form in _TERMS]
-        if rejections:
-            cells.append(candidate.get("rejected") or "")
-        style = "bold green" if chosen else ""
-        table.add_row("→" if chosen else "", "/".join(name), *cells, style=style)
+        style = "bold green" if chosen else "dim" if reason else ""
+        table.add_row("→" if chosen else "", "/".join(key), *cells, style=style)
+    if rejected:
+        table.caption = "rejected: " + ", ".join(rejected)
     return table
 
 

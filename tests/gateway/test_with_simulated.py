@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 
 import uvicorn
 
-from pointsman_serving.engines.simulated import parse_simulated_args, simulated_app_of
+from pointsman_serving.engines.simulated.app import simulated_app_of
+from pointsman_serving.engines.simulated.options import parse_simulated_args
 from pointsman_serving.gateway.server import Gateway
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.routing.types import Api, ReplicaAddress, ReplicaKey

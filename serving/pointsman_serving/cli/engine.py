@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pointsman_serving.engines.simulated_options import describe_flags, parse_simulated_args
+from pointsman_serving.engines.simulated.options import describe_flags, parse_simulated_args
 
 app = typer.Typer(
     name="engine", help="Engines that run on their own, without Ray.", no_args_is_help=True
@@ -43,7 +43,7 @@ def simulated(
     # Loaded late: `--help` and wrong flags need no server.
     import uvicorn
 
-    from pointsman_serving.engines.simulated import simulated_app_of
+    from pointsman_serving.engines.simulated.app import simulated_app_of
 
     address, bound_port = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address

@@ -34,6 +34,9 @@ SPARE_REQUESTS = 32
 and requests that take no slot (metrics, model lists). What is beyond that waits unseen inside
 Serve, so there has to be room enough."""
 
+_CPUS = {EngineType.SIMULATED: 0.1}
+"""Processors of a replica whose template states none; others take 1."""
+
 _QUANTITY = re.compile(r"^(?P<number>[0-9]+(\.[0-9]+)?)(?P<milli>m?)$")
 
 
@@ -190,7 +193,10 @@ def _actor_options(
     if gpus is None:
         needs_gpus = accelerated and backend.engine.type != EngineType.SIMULATED
         gpus = parallelism.tensor * parallelism.pipeline * parallelism.data if needs_gpus else 0
-    options: dict[str, object] = {"num_cpus": stated.get("cpu", 1.0), "num_gpus": float(gpus)}
+    options: dict[str, object] = {
+        "num_cpus": stated.get("cpu", _CPUS.get(backend.engine.type, 1.0)),
+        "num_gpus": float(gpus),
+    }
     if resources:
         options["resources"] = {name: resources[name] for name in sorted(resources)}
     if backend.engine.env:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from pointsman_serving.engines.application import DEPLOYMENT_NAME
-from pointsman_serving.engines.engine import EngineFailedError, start_engine
+from pointsman_serving.engines.engine import EngineFailedError
 from pointsman_serving.engines.load_lock import turn_to_load
 from pointsman_serving.engines.options import ReplicaOptions
+from pointsman_serving.engines.start import start_engine
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from pointsman_serving.engines.simulated_blocks import BlockLease, BlockPool
+from pointsman_serving.engines.blocks import BlockLease, BlockPool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

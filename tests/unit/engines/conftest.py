@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 import uvicorn
 
-from pointsman_serving.engines.simulated import simulated_app_of
-from pointsman_serving.engines.simulated_options import parse_simulated_args
+from pointsman_serving.engines.simulated.app import simulated_app_of
+from pointsman_serving.engines.simulated.options import parse_simulated_args
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from pointsman_serving.engines.simulated_engine import SimulatedEngine
+    from pointsman_serving.engines.simulated.engine import SimulatedEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

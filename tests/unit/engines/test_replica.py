@@ -12,7 +12,7 @@ from pointsman_serving.engines.engine import EngineFailedError
 from pointsman_serving.engines.load_header import LoadHeader, load_header_value
 from pointsman_serving.engines.load_lock import LOAD_LOCK_VARIABLE, turn_to_load
 from pointsman_serving.engines.options import ReplicaOptions
-from pointsman_serving.engines.simulated_replica import simulated_arguments
+from pointsman_serving.engines.simulated.replica import simulated_arguments
 from pointsman_serving.engines.vllm import vllm_arguments
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 
 class ApiError(Exception):
-    """An answer with an OpenAI error object."""
+    """A request that is answered with an OpenAI error object."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class ApiError(Exception):
 
 
 def error_body(
-    message: str, *, status: HTTPStatus, kind: str, param: str | None = None
+    message: str, *, status: int, kind: str, param: str | None = None
 ) -> dict[str, object]:
-    """An error object as vLLM's ErrorResponse."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": status.value}}
+    """An error object as vLLM's ErrorResponse; ``code`` is the HTTP status."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": int(status)}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple
 
-from pointsman_serving.engines.simulated_text import LengthModel
+from pointsman_serving.engines.simulated.text import LengthModel
 from pointsman_serving.engines.timing import EngineProfile
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from transformers.generation.continuous_batching.scheduler import (
     FIFOScheduler,
 )
 
-from pointsman_serving.engines.transformers_requests import Sampling
-from pointsman_serving.engines.transformers_sampling import (
+from pointsman_serving.engines.engine import EngineFailedError
+from pointsman_serving.engines.transformers.requests import Sampling
+from pointsman_serving.engines.transformers.sampling import (
     request_processors,
     sampling_arguments,
 )
@@ -26,7 +27,7 @@ from pointsman_serving.engines.transformers_sampling import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from pointsman_serving.engines.transformers_options import TransformersOptions
+    from pointsman_serving.engines.transformers.options import TransformersOptions
 
 _SCHEDULER = "pointsman_fifo"
 _START_SECONDS = 300.0
@@ -34,10 +35,6 @@ _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.01
 _CPU_PAGE_TOKENS = 64
 _CPU_BLOCKS = 128
-
-
-class EngineDeadError(RuntimeError):
-    """The generation thread has ended; the replica must be replaced."""
 
 
 class GenerationFailedError(RuntimeError):
@@ -111,7 +108,7 @@ class BatchingEngine:
         """Start the thread and wait until it takes requests.
 
         Raises:
-            EngineDeadError: it ended at once, or did not start in time.
+            EngineFailedError: it ended at once, or did not start in time.
         """
         manager = self.manager
         manager.background_thread_status.clear()
@@ -126,7 +123,7 @@ class BatchingEngine:
         deadline = time.monotonic() + _START_SECONDS
         while self.manager.batch_processor is None:
             if not self.alive or not self.manager.is_running() or time.monotonic() > deadline:
-                raise EngineDeadError(self._cause())
+                raise EngineFailedError(self._cause())
             time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
@@ -184,7 +181,7 @@ class BatchingEngine:
             ignore_eos: go on after an end token.
 
         Raises:
-            EngineDeadError: the engine cannot serve any more.
+            EngineFailedError: the engine cannot serve any more.
             GenerationFailedError: this request failed.
         """
         outputs: asyncio.Queue[Any] = asyncio.Queue()
@@ -202,7 +199,7 @@ class BatchingEngine:
                 **sampling_arguments(sampling, self.vocabulary),
             )
             if added is None:
-                raise EngineDeadError(self._cause())
+                raise EngineFailedError(self._cause())
             seen = 0
             while not finished:
                 output = await self._next(outputs)
@@ -241,12 +238,12 @@ class BatchingEngine:
             except TimeoutError:
                 # A thread that dies hard delivers nothing.
                 if not self.alive:
-                    raise EngineDeadError(self._cause()) from None
+                    raise EngineFailedError(self._cause()) from None
 
     def _raise(self, error: str) -> None:
         if self.alive:
             raise GenerationFailedError(error)
-        raise EngineDeadError(f"{self._cause()}: {error}")
+        raise EngineFailedError(f"{self._cause()}: {error}")
 
     def _cause(self) -> str:
         fatal = self.manager.background_thread_status.fatal_error

@@ -7,20 +7,17 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from pointsman_serving.engines.engine import EngineFailedError
 from pointsman_serving.engines.timing import EngineModel, EventKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from pointsman_serving.engines.simulated_metrics import EngineMetrics
+    from pointsman_serving.engines.simulated.metrics import EngineMetrics
     from pointsman_serving.engines.timing import EngineRequest, StepEvent
 
 # A loop that was held up this long catches up; what is lost beyond stays lost.
 _CATCH_UP_SECONDS = 0.05
-
-
-class EngineDeadError(RuntimeError):
-    """The engine stopped and serves nothing any more."""
 
 
 class TokenEvent(NamedTuple):
@@ -103,10 +100,10 @@ class SimulatedEngine:
 
         Raises:
             ValueError: the engine can never run this request.
-            EngineDeadError: the engine has failed, before or meanwhile.
+            EngineFailedError: the engine has failed, before or meanwhile.
         """
         if not self.alive:
-            raise EngineDeadError("the Simulated engine has failed: restart the replica")
+            raise EngineFailedError("the Simulated engine has failed: restart the replica")
         request_id = request.request_id
         self._model.add(request)
         ticket = _Ticket(request=request, arrived=self._now(), finish_reason=finish_reason)
@@ -118,7 +115,7 @@ class SimulatedEngine:
             while not done:
                 event = await ticket.events.get()
                 if event is None:
-                    raise EngineDeadError("the Simulated engine failed: restart the replica")
+                    raise EngineFailedError("the Simulated engine failed: restart the replica")
                 done = event.last
                 yield event
         finally:

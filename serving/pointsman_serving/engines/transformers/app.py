@@ -17,15 +17,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pointsman_serving.engines.transformers_options import (
-    TransformersOptions,
-    parse_transformers_args,
-)
-
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-__all__ = ["TransformersOptions", "load_transformers_app", "parse_transformers_args"]
+    from pointsman_serving.engines.transformers.options import TransformersOptions
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WARM_UP_TOKENS = 4
@@ -85,9 +80,9 @@ def _load(
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
 
-    from pointsman_serving.engines.transformers_engine import BatchingEngine
-    from pointsman_serving.engines.transformers_metrics import EngineMetrics
-    from pointsman_serving.engines.transformers_server import ReplicaService
+    from pointsman_serving.engines.transformers.engine import BatchingEngine
+    from pointsman_serving.engines.transformers.metrics import EngineMetrics
+    from pointsman_serving.engines.transformers.server import ReplicaService
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

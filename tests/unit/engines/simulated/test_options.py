@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pointsman_serving.engines.simulated_options import (
+from pointsman_serving.engines.simulated.options import (
     FLAGS,
     SimulatedOptions,
     describe_flags,

@@ -4,45 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from http import HTTPStatus
 from typing import Any
+
+from pointsman_serving.engines.openai_errors import ApiError
+from pointsman_serving.engines.openai_reply import Endpoint
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` for text completions."""
 _MAX_STOPS = 16
 
 
-class Endpoint(StrEnum):
-    """Which of the two generating endpoints was called."""
-
-    CHAT = "chat"
-    COMPLETION = "completion"
-
-
-class ApiError(Exception):
-    """A request that is answered with an OpenAI error object."""
-
-    def __init__(self, status: int, message: str, *, kind: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.param = param
-
-    def body(self) -> dict[str, object]:
-        """The JSON that the client gets."""
-        return error_body(self.status, str(self), kind=self.kind, param=self.param)
-
-
-def error_body(
-    status: int, message: str, *, kind: str, param: str | None = None
-) -> dict[str, object]:
-    """An OpenAI error object with the fields that vLLM fills."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
-
-
 def bad_request(message: str, param: str | None = None) -> ApiError:
     """The error for a body that cannot be served."""
-    return ApiError(400, message, kind="BadRequestError", param=param)
+    return ApiError(message, param=param)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +88,7 @@ def read_request(
     model = body.get("model")
     if model is not None and model != model_name:
         message = f"The model `{model}` does not exist; this replica serves `{model_name}`."
-        raise ApiError(404, message, kind="NotFoundError", param="model")
+        raise ApiError(message, status=HTTPStatus.NOT_FOUND, kind="NotFoundError", param="model")
     for field, harmless in _UNSUPPORTED.items():
         if body.get(field) not in harmless:
             message = (

@@ -24,7 +24,7 @@ from transformers.generation.logits_process import (
 )
 
 if TYPE_CHECKING:
-    from pointsman_serving.engines.transformers_requests import Sampling
+    from pointsman_serving.engines.transformers.requests import Sampling
 
 
 class TemperatureOrGreedy(ContinuousBatchingTemperatureLogitsWarper):

@@ -17,11 +17,9 @@ import uvicorn
 from pointsman_api.modelpool import EngineType, ExpertsImplementation
 from pointsman_serving.engines.engine import EngineFailedError
 from pointsman_serving.engines.options import ReplicaOptions
-from pointsman_serving.engines.transformers import (
-    load_transformers_app,
-    parse_transformers_args,
-)
-from pointsman_serving.engines.transformers_replica import start_transformers
+from pointsman_serving.engines.transformers.app import load_transformers_app
+from pointsman_serving.engines.transformers.options import parse_transformers_args
+from pointsman_serving.engines.transformers.replica import start_transformers
 from pointsman_serving.models.gguf import write_model_folder
 from pointsman_serving.models.upcycle import UpcycleOptions, upcycle_model
 from tests.unit.models import tiny

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from pointsman_serving.engines.transformers_requests import Endpoint
+from pointsman_serving.engines.openai_reply import Endpoint, reply_head, server_sent_event
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,8 +40,11 @@ class Reply:
             choice["text"] = text
         choice["logprobs"] = None
         choice["finish_reason"] = self.finish_reason
-        kind = "chat.completion" if self.endpoint is Endpoint.CHAT else "text_completion"
-        return {**self._head(kind), "choices": [choice], "usage": self.usage()}
+        return {
+            **self._head(self.endpoint.whole_object),
+            "choices": [choice],
+            "usage": self.usage(),
+        }
 
     def opening(self) -> bytes:
         """The first chunk of a chat, with the role; nothing for a text completion."""
@@ -59,7 +62,9 @@ class Reply:
 
     def usage_chunk(self) -> bytes:
         """The chunk with token counts and no choices."""
-        return _event({**self._head(self._chunk_kind), "choices": [], "usage": self.usage()})
+        return _event(
+            {**self._head(self.endpoint.chunk_object), "choices": [], "usage": self.usage()}
+        )
 
     def _chunk(self, delta: dict[str, str], text: str, finish_reason: str | None) -> bytes:
         choice: dict[str, object] = {"index": 0}
@@ -69,21 +74,18 @@ class Reply:
             choice["text"] = text
         choice["logprobs"] = None
         choice["finish_reason"] = finish_reason
-        return _event({**self._head(self._chunk_kind), "choices": [choice]})
+        return _event({**self._head(self.endpoint.chunk_object), "choices": [choice]})
 
-    @property
-    def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self.endpoint is Endpoint.CHAT else "text_completion"
-
-    def _head(self, kind: str) -> dict[str, object]:
-        return {
-            "id": self.identity,
-            "object": kind,
-            "created": self.created,
-            "model": self.model_name,
-        }
+    def _head(self, object_name: str) -> dict[str, object]:
+        return reply_head(
+            object_name,
+            reply_id=self.identity,
+            created=self.created,
+            model_name=self.model_name,
+        )
 
 
 def _event(document: dict[str, object]) -> bytes:
-    data = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    return b"data: " + data + b"\n\n"
+    return server_sent_event(
+        json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    )

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pointsman_serving.engines.simulated_blocks import BlockLease, BlockPool
+from pointsman_serving.engines.blocks import BlockLease, BlockPool
 
 CAPACITY = 6
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman_serving.engines.simulated_text import (
+from pointsman_serving.engines.simulated.text import (
     TOKEN_COUNT,
     WORDS,
     LengthModel,

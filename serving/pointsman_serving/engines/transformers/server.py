@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
 import uuid
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pointsman_serving.engines.transformers_engine import (
-    EngineDeadError,
-    GenerationFailedError,
-)
-from pointsman_serving.engines.transformers_metrics import LOAD_FORMAT_HEADER
-from pointsman_serving.engines.transformers_reply import Reply
-from pointsman_serving.engines.transformers_requests import (
-    ApiError,
+from pointsman_serving.engines.disconnect import until_disconnected
+from pointsman_serving.engines.endpoints import model_card, status_routes
+from pointsman_serving.engines.engine import EngineFailedError
+from pointsman_serving.engines.load_header import REQUEST_HEADER
+from pointsman_serving.engines.openai_errors import ApiError, error_body
+from pointsman_serving.engines.openai_reply import (
+    DONE,
     Endpoint,
+    server_sent_event,
+    stream_part,
+    stream_start,
+)
+from pointsman_serving.engines.transformers.engine import GenerationFailedError
+from pointsman_serving.engines.transformers.reply import Reply
+from pointsman_serving.engines.transformers.requests import (
     bad_request,
-    error_body,
     read_request,
     room_for_answer,
 )
-from pointsman_serving.engines.transformers_text import Detokenizer
+from pointsman_serving.engines.transformers.text import Detokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine
+    from collections.abc import AsyncGenerator
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from pointsman_serving.engines.transformers_engine import BatchingEngine
-    from pointsman_serving.engines.transformers_metrics import EngineMetrics
-    from pointsman_serving.engines.transformers_requests import GenerationRequest
+    from pointsman_serving.engines.transformers.engine import BatchingEngine
+    from pointsman_serving.engines.transformers.metrics import EngineMetrics
+    from pointsman_serving.engines.transformers.requests import GenerationRequest
 
 _log = logging.getLogger(__name__)
-
-_END = b"data: [DONE]\n\n"
 
 
 class ReplicaService:
@@ -73,9 +76,7 @@ class ReplicaService:
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._completions, methods=["POST"]),
                 Route("/v1/models", self._models),
-                Route("/health", self._health),
-                Route("/-/healthz", self._healthz),
-                Route("/metrics", self._metrics),
+                *status_routes(self.engine, self.metrics),
             ],
             exception_handlers={
                 ApiError: _api_error,
@@ -95,9 +96,8 @@ class ReplicaService:
         wanted = read_request(await _json_object(request), endpoint, model_name=self._model_name)
         prompt = self._prompt(wanted)
         room = room_for_answer(len(prompt), wanted.max_tokens, max_model_len=self._max_model_len)
-        prefix = "chatcmpl" if endpoint is Endpoint.CHAT else "cmpl"
         # The client's own id may come twice; the engine's must not.
-        identity = f"{prefix}-{uuid.uuid4().hex}"
+        identity = f"{endpoint.id_prefix}-{uuid.uuid4().hex}"
         return _Generation(
             self,
             wanted,
@@ -111,7 +111,7 @@ class ReplicaService:
                 model_name=self._model_name,
                 prompt_tokens=len(prompt),
             ),
-            load_format=request.headers.get(LOAD_FORMAT_HEADER, ""),
+            load_format=request.headers.get(REQUEST_HEADER.decode(), ""),
             request_id=request.headers.get("x-request-id", ""),
         )
 
@@ -143,29 +143,10 @@ class ReplicaService:
         return Detokenizer(self._tokenizer.backend_tokenizer, stops)
 
     async def _models(self, _: Request) -> Response:
-        card = {
-            "id": self._model_name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "pointsman",
-            "root": self._model_name,
-            "parent": None,
-            "max_model_len": self._max_model_len,
-        }
-        return JSONResponse({"object": "list", "data": [card]})
-
-    async def _health(self, _: Request) -> Response:
-        return Response(status_code=200 if self.engine.alive else 503)
-
-    async def _healthz(self, _: Request) -> Response:
-        if self.engine.alive:
-            return PlainTextResponse("success")
-        return PlainTextResponse("the engine has failed", status_code=503)
-
-    async def _metrics(self, _: Request) -> Response:
-        return PlainTextResponse(
-            self.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        card = model_card(
+            self._model_name, created=self._created, max_model_len=self._max_model_len
         )
+        return JSONResponse({"object": "list", "data": [card]})
 
 
 class _Generation(Response):
@@ -195,14 +176,14 @@ class _Generation(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = self._stream if self._wanted.stream else self._whole
-        await _until_disconnected(receive, work(scope, receive, send))
+        await until_disconnected(receive, work(scope, receive, send))
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: list[str] = []
         try:
             async with aclosing(self._texts()) as texts:
                 parts = [text async for text in texts]
-        except (EngineDeadError, GenerationFailedError) as failure:
+        except (EngineFailedError, GenerationFailedError) as failure:
             status, body = _failure(failure)
             await JSONResponse(body, status_code=status)(scope, receive, send)
             return
@@ -216,15 +197,10 @@ class _Generation(Response):
             nonlocal started
             if not started:
                 started = True
-                headers = {
-                    "content-type": "text/event-stream; charset=utf-8",
-                    "cache-control": "no-cache",
-                    **self._reply_headers(),
-                }
-                raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-                await send({"type": "http.response.start", "status": 200, "headers": raw})
+                headers = {"cache-control": "no-cache", **self._reply_headers()}
+                await send(stream_start(headers))
                 data = self._reply.opening() + data
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+            await send(stream_part(data, more=more))
 
         try:
             async with aclosing(self._texts()) as texts:
@@ -235,13 +211,13 @@ class _Generation(Response):
             tail = self._reply.last_chunk()
             if self._wanted.include_usage:
                 tail += self._reply.usage_chunk()
-            await write(tail + _END, more=False)
-        except (EngineDeadError, GenerationFailedError) as failure:
+            await write(tail + DONE, more=False)
+        except (EngineFailedError, GenerationFailedError) as failure:
             status, body = _failure(failure)
             if not started:
                 await JSONResponse(body, status_code=status)(scope, receive, send)
                 return
-            await write(b"data: " + json.dumps(body).encode() + b"\n\n" + _END, more=False)
+            await write(server_sent_event(json.dumps(body).encode()) + DONE, more=False)
 
     async def _texts(self) -> AsyncGenerator[str]:
         """The pieces of text; one, maybe empty, for each iteration of the engine."""
@@ -289,24 +265,6 @@ class _Generation(Response):
         return {**identity, **self._service.metrics.load_header(self._load_format)}
 
 
-async def _until_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run the work, but no longer than somebody listens."""
-
-    async def disconnected() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.create_task(work), asyncio.create_task(disconnected())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    if isinstance(results[0], Exception):
-        raise results[0]
-
-
 async def _json_object(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(await request.body())
@@ -320,27 +278,30 @@ async def _json_object(request: Request) -> dict[str, Any]:
 
 
 def _failure(failure: Exception) -> tuple[int, dict[str, object]]:
-    dead = isinstance(failure, EngineDeadError)
-    status = 503 if dead else 500
-    kind = "ServiceUnavailableError" if dead else "InternalServerError"
-    return status, error_body(status, str(failure), kind=kind)
+    if isinstance(failure, EngineFailedError):
+        status, kind = HTTPStatus.SERVICE_UNAVAILABLE, "ServiceUnavailableError"
+    else:
+        status, kind = HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"
+    return status, error_body(str(failure), status=status, kind=kind)
 
 
 async def _api_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
-    return JSONResponse(error.body(), status_code=error.status)
+    return JSONResponse(error.body, status_code=error.status)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     kind = "NotFoundError" if error.status_code == 404 else "BadRequestError"
-    body = error_body(error.status_code, error.detail, kind=kind)
+    body = error_body(error.detail, status=error.status_code, kind=kind)
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
 async def _unexpected(_: Request, error: Exception) -> Response:
     _log.error("a request failed", exc_info=error)
-    body = error_body(500, f"{type(error).__name__}: {error}", kind="InternalServerError")
-    return JSONResponse(body, status_code=500)
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    message = f"{type(error).__name__}: {error}"
+    body = error_body(message, status=status, kind="InternalServerError")
+    return JSONResponse(body, status_code=status)

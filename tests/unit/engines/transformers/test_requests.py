@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman_serving.engines.transformers_options import (
+from pointsman_serving.engines.openai_errors import ApiError
+from pointsman_serving.engines.openai_reply import Endpoint
+from pointsman_serving.engines.transformers.options import (
     TransformersOptions,
     parse_transformers_args,
 )
-from pointsman_serving.engines.transformers_requests import (
-    ApiError,
-    Endpoint,
+from pointsman_serving.engines.transformers.requests import (
     Sampling,
     read_request,
     room_for_answer,
 )
-from pointsman_serving.engines.transformers_text import StopFilter
+from pointsman_serving.engines.transformers.text import StopFilter
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -149,7 +149,7 @@ def test_request_names_the_field_when_it_cannot_be_served(body: dict[str, Any], 
         read(**body)
 
     assert caught.value.status == 400
-    error: Any = caught.value.body()["error"]
+    error: Any = caught.value.body["error"]
     assert (param, 400, "BadRequestError") == (error["param"], error["code"], error["type"])
     assert "allowed" in error["message"] or "does not support" in error["message"]
 

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pointsman_serving.engines.engine import EngineFailedError
-from pointsman_serving.engines.simulated import parse_simulated_args, simulated_app_of
+from pointsman_serving.engines.app_engine import AppEngine
+from pointsman_serving.engines.simulated.app import simulated_app_of
+from pointsman_serving.engines.simulated.options import parse_simulated_args
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
-    from starlette.types import ASGIApp
-
     from pointsman_serving.engines.options import ReplicaOptions
 
 
-class SimulatedReplica:
+class SimulatedReplica(AppEngine):
     """An :class:`~pointsman_serving.engines.engine.Engine` without weights."""
 
-    def __init__(self, app: Starlette) -> None:
-        self._app = app
-
-    @property
-    def app(self) -> ASGIApp:
-        """vLLM's API over a timing model."""
-        return self._app
-
-    async def check_health(self) -> None:
-        """Raises EngineFailedError once the timing loop has failed."""
-        if not self._app.state.engine.alive:
-            raise EngineFailedError("the Simulated engine's loop has failed: see the replica's log")
-
-    async def close(self) -> None:
-        """Nothing outlives the requests."""
+    failure = "the Simulated engine's loop has failed: see the replica's log"
 
 
 async def start_simulated(options: ReplicaOptions) -> SimulatedReplica:

@@ -7,8 +7,9 @@ from contextlib import aclosing
 
 import pytest
 
-from pointsman_serving.engines.simulated_engine import EngineDeadError, SimulatedEngine, TokenEvent
-from pointsman_serving.engines.simulated_metrics import EngineMetrics
+from pointsman_serving.engines.engine import EngineFailedError
+from pointsman_serving.engines.simulated.engine import SimulatedEngine, TokenEvent
+from pointsman_serving.engines.simulated.metrics import EngineMetrics
 from pointsman_serving.engines.timing import EngineModel, EngineProfile, EngineRequest
 
 PROFILE = EngineProfile(
@@ -92,7 +93,7 @@ async def test_generate_fails_for_all_when_the_engine_fails() -> None:
     results = await asyncio.gather(
         *(collect(engine, request(name, 9)) for name in "ab"), return_exceptions=True
     )
-    assert [EngineDeadError, EngineDeadError] == [type(result) for result in results]
+    assert [EngineFailedError, EngineFailedError] == [type(result) for result in results]
     assert not engine.alive
-    with pytest.raises(EngineDeadError, match="restart the replica"):
+    with pytest.raises(EngineFailedError, match="restart the replica"):
         await collect(engine, request("late", 1))

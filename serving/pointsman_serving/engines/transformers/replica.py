@@ -5,36 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from pointsman_serving.engines.engine import EngineFailedError
-from pointsman_serving.engines.transformers import (
-    load_transformers_app,
-    parse_transformers_args,
-)
+from pointsman_serving.engines.app_engine import AppEngine
+from pointsman_serving.engines.transformers.app import load_transformers_app
+from pointsman_serving.engines.transformers.options import parse_transformers_args
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
-    from starlette.types import ASGIApp
-
     from pointsman_serving.engines.options import ReplicaOptions
 
 
-class TransformersReplica:
+class TransformersReplica(AppEngine):
     """An :class:`~pointsman_serving.engines.engine.Engine` of the transformers library."""
 
-    def __init__(self, app: Starlette) -> None:
-        self._app = app
-
-    @property
-    def app(self) -> ASGIApp:
-        """vLLM's API over continuous batching."""
-        return self._app
-
-    async def check_health(self) -> None:
-        """Raises EngineFailedError once the generation thread has ended."""
-        if not self._app.state.engine.alive:
-            raise EngineFailedError(
-                "the Transformers engine's generation thread has ended: see the replica's log"
-            )
+    failure = "the Transformers engine's generation thread has ended: see the replica's log"
 
     async def close(self) -> None:
         """End the generation thread."""

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from pointsman_serving.engines.openai_reply import (
+    DONE,
+    Endpoint,
+    reply_head,
+    server_sent_event,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,13 +22,6 @@ if TYPE_CHECKING:
     from pointsman_serving.engines.timing import EngineRequest
 
 FINGERPRINT = "pointsman-simulated"
-
-
-class Endpoint(StrEnum):
-    """Which of the two generating endpoints was called."""
-
-    CHAT = "chat"
-    COMPLETION = "completion"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +53,12 @@ class Generation:
         }
 
     def _head(self, object_name: str) -> dict[str, object]:
-        return {
-            "id": self.reply_id,
-            "object": object_name,
-            "created": self.created,
-            "model": self.model_name,
-        }
+        return reply_head(
+            object_name,
+            reply_id=self.reply_id,
+            created=self.created,
+            model_name=self.model_name,
+        )
 
     def reply(self, cached_tokens: int) -> bytes:
         """The whole answer in one JSON object."""
@@ -102,10 +101,9 @@ class Generation:
                 "routed_experts": None,
             }
             tail = {}
-        name = "chat.completion" if self.endpoint is Endpoint.CHAT else "text_completion"
         return _dump(
             {
-                **self._head(name),
+                **self._head(self.endpoint.whole_object),
                 "choices": [choice],
                 "service_tier": None,
                 "system_fingerprint": FINGERPRINT,
@@ -127,7 +125,7 @@ class Generation:
             "logprobs": None,
             "finish_reason": None,
         }
-        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        chunk = {**self._head(self.endpoint.chunk_object), "choices": [choice]}
         if self.continuous_usage:
             chunk["usage"] = self.usage(0)
         chunk["prompt_token_ids"] = list(self.prompt) if self.return_token_ids else None
@@ -140,10 +138,8 @@ class Generation:
         token_ids = [self.output[index]] if self.return_token_ids else None
         choice: dict[str, object] = {"index": 0}
         if self.endpoint is Endpoint.CHAT:
-            name = "chat.completion.chunk"
             choice["delta"] = {"content": self.pieces[index]}
         else:
-            name = "text_completion"
             choice["text"] = self.pieces[index]
         choice["logprobs"] = None
         choice["finish_reason"] = self.finish_reason if last else None
@@ -153,7 +149,7 @@ class Generation:
             first = self.return_token_ids and index == 0
             choice["prompt_token_ids"] = list(self.prompt) if first else None
         choice["token_ids"] = token_ids
-        chunk: dict[str, object] = {**self._head(name), "choices": [choice]}
+        chunk: dict[str, object] = {**self._head(self.endpoint.chunk_object), "choices": [choice]}
         if self.continuous_usage:
             chunk["usage"] = self.usage(index + 1)
         if last and not self.include_usage:
@@ -163,17 +159,16 @@ class Generation:
     def closing(self, cached_tokens: int) -> bytes:
         """The usage chunk, where one was asked for, and the end of the stream."""
         if not self.include_usage:
-            return b"data: [DONE]\n\n"
-        name = "chat.completion.chunk" if self.endpoint is Endpoint.CHAT else "text_completion"
+            return DONE
         usage = self.usage(len(self.output))
         usage["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
         chunk = {
-            **self._head(name),
+            **self._head(self.endpoint.chunk_object),
             "choices": [],
             "usage": usage,
             "system_fingerprint": FINGERPRINT,
         }
-        return _event(chunk) + b"data: [DONE]\n\n"
+        return _event(chunk) + DONE
 
 
 def _dump(value: object) -> bytes:
@@ -181,4 +176,4 @@ def _dump(value: object) -> bytes:
 
 
 def _event(chunk: Mapping[str, object]) -> bytes:
-    return b"data: " + _dump(chunk) + b"\n\n"
+    return server_sent_event(_dump(chunk))

@@ -6,7 +6,6 @@ agree at temperature 0; how long it takes is :mod:`pointsman_serving.engines.tim
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import time
@@ -17,33 +16,40 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from pointsman_serving.engines.simulated_engine import EngineDeadError, SimulatedEngine
-from pointsman_serving.engines.simulated_errors import ApiError, error_body
-from pointsman_serving.engines.simulated_metrics import LOAD_FORMAT_HEADER, EngineMetrics
-from pointsman_serving.engines.simulated_options import SimulatedOptions, parse_simulated_args
-from pointsman_serving.engines.simulated_protocol import (
+from pointsman_serving.engines.disconnect import until_disconnected
+from pointsman_serving.engines.endpoints import model_card, status_routes
+from pointsman_serving.engines.engine import EngineFailedError
+from pointsman_serving.engines.load_header import REQUEST_HEADER
+from pointsman_serving.engines.openai_errors import ApiError, error_body
+from pointsman_serving.engines.openai_reply import (
+    DONE,
+    Endpoint,
+    server_sent_event,
+    stream_part,
+    stream_start,
+)
+from pointsman_serving.engines.simulated.engine import SimulatedEngine
+from pointsman_serving.engines.simulated.metrics import EngineMetrics
+from pointsman_serving.engines.simulated.options import SimulatedOptions
+from pointsman_serving.engines.simulated.protocol import (
     ModelText,
     chat_text,
     check_model,
     known_tokens,
     plan_generation,
 )
-from pointsman_serving.engines.simulated_reply import Endpoint, Generation
-from pointsman_serving.engines.simulated_text import LengthModel, detokenize, tokenize
+from pointsman_serving.engines.simulated.text import LengthModel, detokenize, tokenize
 from pointsman_serving.engines.timing import EngineModel
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from pointsman_serving.engines.simulated.reply import Generation
     from pointsman_serving.engines.timing import EngineProfile
-
-__all__ = ["SimulatedOptions", "parse_simulated_args", "simulated_app", "simulated_app_of"]
 
 _VERSION = "0.32.0+pointsman.simulated"
 
@@ -101,14 +107,12 @@ def simulated_app(
             Route("/v1/models", service.models),
             Route("/tokenize", service.tokenize, methods=["POST"]),
             Route("/detokenize", service.detokenize, methods=["POST"]),
-            Route("/health", service.health),
-            Route("/-/healthz", service.healthz),
             Route("/version", service.version),
-            Route("/metrics", service.metrics),
+            *status_routes(service.engine, service.metrics),
         ],
         exception_handlers={
             ApiError: _api_error,
-            EngineDeadError: _engine_dead,
+            EngineFailedError: _engine_dead,
             HTTPException: _http_error,
         },
     )
@@ -131,8 +135,8 @@ class _Service:
     def __init__(self, options: SimulatedOptions, *, created: int) -> None:
         model = EngineModel(options.profile)
         self._created = created
-        self._metrics = EngineMetrics(model, model_name=options.model_name)
-        self.engine = SimulatedEngine(model, self._metrics, speed=options.speed)
+        self.metrics = EngineMetrics(model, model_name=options.model_name)
+        self.engine = SimulatedEngine(model, self.metrics, speed=options.speed)
         self._text = ModelText(
             model_name=options.model_name,
             seed=options.seed,
@@ -151,7 +155,7 @@ class _Service:
     async def _generate(self, request: Request, endpoint: Endpoint) -> Response:
         body = await _json_object(request)
         if not self.engine.alive:
-            raise EngineDeadError("the Simulated engine has failed: restart the replica")
+            raise EngineFailedError("the Simulated engine has failed: restart the replica")
         number = next(self._numbers)
         try:
             generation = plan_generation(
@@ -166,7 +170,10 @@ class _Service:
         except RecursionError:
             raise ApiError("The body is nested too deeply.") from None
         return _Reply(
-            generation, self.engine, self._metrics, request.headers.get(LOAD_FORMAT_HEADER, "")
+            generation,
+            self.engine,
+            self.metrics,
+            request.headers.get(REQUEST_HEADER.decode(), ""),
         )
 
     async def models(self, _: Request) -> Response:
@@ -184,16 +191,10 @@ class _Service:
             "group": None,
             "is_blocking": False,
         }
-        card = {
-            "id": self._text.model_name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "pointsman",
-            "root": self._text.model_name,
-            "parent": None,
-            "max_model_len": self._text.max_model_len,
-            "permission": [permission],
-        }
+        card = model_card(
+            self._text.model_name, created=self._created, max_model_len=self._text.max_model_len
+        )
+        card["permission"] = [permission]
         return _AsciiJsonResponse({"object": "list", "data": [card]})
 
     async def tokenize(self, request: Request) -> Response:
@@ -221,21 +222,8 @@ class _Service:
             raise ApiError("tokens must be a list of token ids.", param="tokens")
         return _AsciiJsonResponse({"prompt": detokenize(known_tokens(tokens, param="tokens"))})
 
-    async def health(self, _: Request) -> Response:
-        return Response(status_code=200 if self.engine.alive else 503)
-
-    async def healthz(self, _: Request) -> Response:
-        if self.engine.alive:
-            return PlainTextResponse("success")
-        return PlainTextResponse("the engine has failed", status_code=503)
-
     async def version(self, _: Request) -> Response:
         return _AsciiJsonResponse({"version": _VERSION})
-
-    async def metrics(self, _: Request) -> Response:
-        return PlainTextResponse(
-            self._metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
 
 
 class _Reply(Response):
@@ -256,7 +244,7 @@ class _Reply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = self._stream(send) if self._generation.stream else self._whole(scope, receive, send)
-        await _until_disconnected(receive, work)
+        await until_disconnected(receive, work)
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._generation
@@ -267,7 +255,7 @@ class _Reply(Response):
             ) as events:
                 async for event in events:
                     cached = event.cached_tokens
-        except EngineDeadError as failure:
+        except EngineFailedError as failure:
             await _dead(failure)(scope, receive, send)
             return
         headers = self._metrics.load_header(self._load_format)
@@ -276,21 +264,7 @@ class _Reply(Response):
 
     async def _stream(self, send: Send) -> None:
         generation = self._generation
-        headers = {
-            "content-type": "text/event-stream; charset=utf-8",
-            **self._metrics.load_header(self._load_format),
-        }
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-            }
-        )
-
-        async def write(data: bytes, *, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-
+        await send(stream_start(self._metrics.load_header(self._load_format)))
         cached = 0
         try:
             async with aclosing(
@@ -300,30 +274,12 @@ class _Reply(Response):
                     cached = event.cached_tokens
                     opening = generation.opening() if event.position == 0 else b""
                     if opening:
-                        await write(opening)
-                    await write(generation.chunk(event.position))
-            await write(generation.closing(cached), more=False)
-        except EngineDeadError as failure:
+                        await send(stream_part(opening))
+                    await send(stream_part(generation.chunk(event.position)))
+            await send(stream_part(generation.closing(cached), more=False))
+        except EngineFailedError as failure:
             data = json.dumps(_dead_body(failure), separators=(",", ":")).encode()
-            await write(b"data: " + data + b"\n\ndata: [DONE]\n\n", more=False)
-
-
-async def _until_disconnected(receive: Receive, work: Coroutine[object, object, None]) -> None:
-    """Run the work, but no longer than somebody listens."""
-
-    async def disconnected() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.create_task(work), asyncio.create_task(disconnected())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    if isinstance(results[0], Exception):
-        raise results[0]
+            await send(stream_part(server_sent_event(data) + DONE, more=False))
 
 
 async def _json_object(request: Request) -> dict[str, object]:
@@ -339,13 +295,13 @@ async def _json_object(request: Request) -> dict[str, object]:
     return body
 
 
-def _dead_body(failure: EngineDeadError) -> dict[str, object]:
+def _dead_body(failure: EngineFailedError) -> dict[str, object]:
     return error_body(
         str(failure), status=HTTPStatus.INTERNAL_SERVER_ERROR, kind="InternalServerError"
     )
 
 
-def _dead(failure: EngineDeadError) -> Response:
+def _dead(failure: EngineFailedError) -> Response:
     return _AsciiJsonResponse(_dead_body(failure), status_code=HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
@@ -356,7 +312,7 @@ def _api_error(_: Request, failure: Exception) -> Response:
 
 
 def _engine_dead(_: Request, failure: Exception) -> Response:
-    if not isinstance(failure, EngineDeadError):
+    if not isinstance(failure, EngineFailedError):
         raise failure
     return _dead(failure)
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from pointsman_serving.engines.simulated_errors import ApiError
-from pointsman_serving.engines.simulated_reply import Endpoint, Generation
-from pointsman_serving.engines.simulated_text import (
+from pointsman_serving.engines.openai_errors import ApiError
+from pointsman_serving.engines.openai_reply import Endpoint
+from pointsman_serving.engines.simulated.reply import Generation
+from pointsman_serving.engines.simulated.text import (
     END_TOKEN,
     TOKEN_COUNT,
     LengthModel,
@@ -75,10 +76,9 @@ def plan_generation(
         raise ApiError("cache_salt must be a string that is not empty.", param="cache_salt")
     stream = bool(body.get("stream"))
     options = _stream_options(body, stream=stream)
-    prefix = "chatcmpl" if endpoint is Endpoint.CHAT else "cmpl"
     return Generation(
         endpoint=endpoint,
-        reply_id=f"{prefix}-{base_id}",
+        reply_id=f"{endpoint.id_prefix}-{base_id}",
         created=created,
         model_name=text.model_name,
         work=EngineRequest(

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointsman_serving.engines.simulated_errors import ApiError
-from pointsman_serving.engines.simulated_protocol import ModelText, plan_generation
-from pointsman_serving.engines.simulated_reply import Endpoint, Generation
-from pointsman_serving.engines.simulated_text import LengthModel
+from pointsman_serving.engines.openai_errors import ApiError
+from pointsman_serving.engines.openai_reply import Endpoint
+from pointsman_serving.engines.simulated.protocol import ModelText, plan_generation
+from pointsman_serving.engines.simulated.reply import Generation
+from pointsman_serving.engines.simulated.text import LengthModel
 
 TEXT = ModelText(
     model_name="m", seed=0, max_model_len=200, block_tokens=4, lengths=LengthModel(mean_tokens=20)

@@ -29,7 +29,6 @@ from rich.console import Console
 from pointsman_serving.cli.phases import Phases
 from pointsman_serving.cli.plan import Machine, read_plan
 from pointsman_serving.cli.stack import Stack, running_stack
-from pointsman_serving.cluster.local_ray import LocalRaySettings
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.models.cache import models_directory
 
@@ -65,7 +64,7 @@ async def main() -> int:
     plan = read_plan([POOL_FILE], Machine(models=models_directory()))
     settings = GatewaySettings(port=0)
     phases = Phases(Console(stderr=True))
-    async with running_stack(plan, settings, phases, ray_settings=LocalRaySettings()) as stack:
+    async with running_stack(plan, settings, phases) as stack:
         with phases.phase("replicas") as show:
             await stack.until_ready(show, timeout_seconds=600)
         with phases.phase("chats") as show:

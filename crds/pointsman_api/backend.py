@@ -230,12 +230,19 @@ class RayServeBackend(ApiModel):
     """Changes to the pods of the replicas."""
 
 
+_PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_URL_PATTERN = (
+    r"^https?://([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
+    rf"(:({_PORT}))?(/[-A-Za-z0-9._~/]*)?$"
+)
+
+
 class ExternalAddress(ApiModel):
     """One OpenAI-compatible address."""
 
     url: Annotated[
         str,
-        Field(pattern=r"^https?://[-A-Za-z0-9.\[\]:]+(/[-A-Za-z0-9._~/]*)?$", max_length=512),
+        Field(pattern=_URL_PATTERN, max_length=512),
     ]
     """Base address up to and including the version: ``https://api.example.com/v1``."""
     model_name: ModelName | None = None

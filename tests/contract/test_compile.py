@@ -64,7 +64,7 @@ def test_quickstart_compiles_to_the_table_that_its_files_say() -> None:
                 backend=BackendType.RAY_SERVE,
                 engine="VLLM",
                 context_tokens=2048,
-                sequence_slots=16,
+                sequence_slots=32,
                 pricing=Pricing(
                     input_dollars=0.02 / 1e6,
                     cached_input_dollars=0.005 / 1e6,

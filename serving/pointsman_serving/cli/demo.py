@@ -21,17 +21,15 @@ from rich.markup import escape
 from pointsman_api.manifests import ManifestErrors
 from pointsman_serving.cli.errors import RunError, UsageError, shown_errors
 from pointsman_serving.cli.explain import explanation_table
+from pointsman_serving.cli.interrupt import Interrupt, run_interruptible
 from pointsman_serving.cli.phases import Phases
 from pointsman_serving.cli.plan import Machine, read_plan
-from pointsman_serving.cli.stack import Stack, running_stack
+from pointsman_serving.cli.stack import Stack, ensure_port_free, running_stack
 from pointsman_serving.cli.up import (
     endpoint_text,
     quiet_logs,
     replica_table,
-    stop_event,
 )
-from pointsman_serving.cluster.accelerators import machine_has_gpus
-from pointsman_serving.cluster.local_ray import LocalRaySettings
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.models.cache import models_directory
 from pointsman_serving.models.catalog import SMOLLM2, ModelSourceError
@@ -69,20 +67,14 @@ def demo(
     phases = Phases(console)
     if started := os.environ.get(_STARTED_VARIABLE):
         phases.record("install", max(0.0, time.time() - float(started)))
-    asyncio.run(_run(manifests, phases, console, port=port, once=once))
+    ensure_port_free("127.0.0.1", port)
 
+    async def work(interrupt: Interrupt) -> None:
+        await _demonstrate(manifests, phases, console, interrupt, port=port, once=once)
 
-async def _run(folder: Path, phases: Phases, console: Console, *, port: int, once: bool) -> None:
-    stop = stop_event()
-    work = asyncio.create_task(_demonstrate(folder, phases, console, stop, port=port, once=once))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not work.done():
-        work.cancel()
-    try:
-        await work
-    except asyncio.CancelledError:
+    if not run_interruptible(work):
+        if once:
+            raise RunError("the demo was stopped before it was done")
         console.print("Stopped.")
 
 
@@ -90,7 +82,7 @@ async def _demonstrate(
     folder: Path,
     phases: Phases,
     console: Console,
-    stop: asyncio.Event,
+    interrupt: Interrupt,
     *,
     port: int,
     once: bool,
@@ -98,11 +90,11 @@ async def _demonstrate(
     models = models_directory()
     await _prepare_models(models, phases)
     try:
-        plan = read_plan([folder], Machine(models=models, has_gpus=machine_has_gpus()))
+        plan = read_plan([folder], Machine(models=models))
     except ManifestErrors as failure:
         raise UsageError(str(failure)) from failure
     settings = GatewaySettings(port=port, drain_seconds=10.0)
-    async with running_stack(plan, settings, phases, ray_settings=LocalRaySettings()) as stack:
+    async with running_stack(plan, settings, phases) as stack:
         with phases.phase("replicas: vLLM twice, Transformers once") as show:
             await stack.until_ready(show, timeout_seconds=900.0)
         console.print(replica_table(await stack.statuses()))
@@ -114,6 +106,7 @@ async def _demonstrate(
                 raise RunError("the demo is not right: " + "; ".join(wrong))
             console.print("[bold green]All is right.[/bold green]")
             return
+        interrupt.end_orderly()
         for problem in wrong:
             console.print(f"[yellow]not as expected:[/yellow] {escape(problem)}")
         console.print(endpoint_text(stack))
@@ -125,7 +118,7 @@ async def _demonstrate(
             markup=False,
         )
         console.print("Ctrl-C ends it.")
-        await stop.wait()
+        await interrupt.requested.wait()
 
 
 async def _prepare_models(models: Path, phases: Phases) -> None:

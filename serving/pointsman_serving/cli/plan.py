@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final, cast
 
 from pointsman_api.compile import compile_route_table
 from pointsman_api.manifests import ManifestError, ManifestErrors, Manifests, load_manifests
@@ -13,6 +15,8 @@ from pointsman_api.modelpool import ModelPool
 from pointsman_api.route_table import RouteTable
 from pointsman_serving.engines.application import serve_application
 from pointsman_serving.models.sources import LocalSourceError, local_model
+
+_LEAST_CPUS: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,18 @@ class Plan:
     table: RouteTable
     applications: tuple[dict[str, object], ...]
     """Ray Serve applications, one for each pool that has replicas."""
+
+    @property
+    def ray_cpus(self) -> int:
+        """Processors that Ray counts with: room for every replica and, in a roll-out, for as many
+        again. They are shares for placement, and do not bound what replicas use."""
+        needed = 0.0
+        for application in self.applications:
+            for deployment in cast("list[dict[str, Any]]", application["deployments"]):
+                scaling = deployment.get("autoscaling_config") or {}
+                replicas = scaling.get("max_replicas") or deployment["num_replicas"]
+                needed += replicas * deployment["ray_actor_options"]["num_cpus"]
+        return max(_LEAST_CPUS, math.ceil(2 * needed))
 
 
 def read_plan(paths: Sequence[Path], machine: Machine) -> Plan:
@@ -109,10 +125,25 @@ def _secret_errors(manifests: Manifests, pool: ModelPool, machine: Machine) -> l
     secret = f"{object_key(pool.metadata.namespace, reference.name)}/{reference.key}"
     if machine.secrets is None:
         message, step = "needs a secret", "say where secrets lie as files: --secrets-dir FOLDER"
-    elif not (machine.secrets / secret).is_file():
-        message = f"has no file {machine.secrets / secret}"
-        step = "write the secret's value into that file"
     else:
-        return []
+        file = machine.secrets / secret
+        message, step = _credential_problem(file), "write the API key into that file"
+        if not message:
+            return []
     path = ("spec", "backend", "external", "credentialSecretRef")
     return [manifests.error(pool, path, value=secret, message=message, next_step=step)]
+
+
+def _credential_problem(file: Path) -> str:
+    """Why a file is no API key; empty if it is one."""
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        return f"has no file {file} that can be read ({error.strerror})"
+    except UnicodeDecodeError:
+        return f"has a file {file} that is not text"
+    if not key:
+        return f"has an empty file {file}"
+    if not (key.isascii() and key.isprintable()):
+        return f"has a file {file} with characters that no HTTP header can carry"
+    return ""

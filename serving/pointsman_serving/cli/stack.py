@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pointsman_api.route_table import RouteTable
 from pointsman_serving.cli.errors import RunError, UsageError
@@ -109,7 +110,7 @@ class Stack:
         statuses = await self.statuses()
         for status in statuses.values():
             if status.state is PoolState.FAILED:
-                raise RunError(self._failure(status))
+                raise RunError(self.failure(status))
         found = [statuses[name] for name in sorted(wanted) if name in statuses]
         show(", ".join(f"{status.pool} {status.ready}/{status.total}" for status in found))
         if len(found) < len(wanted) or any(s.state is not PoolState.READY for s in found):
@@ -120,8 +121,9 @@ class Stack:
         }
         return all(known.get(status.pool, 0) >= status.total for status in found)
 
-    def _failure(self, status: PoolStatus) -> str:
-        text = f"pool {status.pool} failed: {status.message or 'Ray gives no reason'}"
+    def failure(self, status: PoolStatus) -> str:
+        """Why a pool is not well, with the end of a replica's log where there is one."""
+        text = f"pool {status.pool} is {status.state}: {status.message or 'Ray gives no reason'}"
         for replica in (*status.dead, *status.replicas):
             if self.ray is not None and (log := self.ray.replica_log(replica, _LOG_LINES)):
                 return f"{text}\nThe end of replica {replica.replica}'s log:\n{log}"
@@ -129,6 +131,23 @@ class Stack:
 
     def _logs_hint(self) -> str:
         return "" if self.ray is None else f" (logs: {self.ray.logs})"
+
+
+def ensure_port_free(host: str, port: int) -> None:
+    """Say at once that a port is taken, before anything slow begins.
+
+    Raises:
+        UsageError: somebody listens there, or the address is not this machine's.
+    """
+    with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"the gateway cannot listen on {host}:{port} ({error.strerror}); stop what uses "
+                "the port, or choose another one"
+            ) from error
 
 
 class _RaySource:
@@ -145,7 +164,7 @@ class _RaySource:
 
 @contextlib.asynccontextmanager
 async def running_stack(
-    plan: Plan, settings: GatewaySettings, phases: Phases, *, ray_settings: LocalRaySettings
+    plan: Plan, settings: GatewaySettings, phases: Phases
 ) -> AsyncIterator[Stack]:
     """Start the gateway, then Ray, and deploy the pools; end them all with the block.
 
@@ -166,11 +185,22 @@ async def running_stack(
         if plan.applications:
             with phases.phase("Ray") as show:
                 try:
-                    ray = await start_local_ray(ray_settings)
-                    below.push_async_callback(ray.stop)
-                    source.ray.set_result(ray)
+                    ray = await start_local_ray(LocalRaySettings(cpus=plan.ray_cpus))
+                    below.push_async_exit(_stop_of(ray))
                     show(f"dashboard {ray.dashboard_url}")
                     await ray.deploy(plan.applications)
+                    source.ray.set_result(ray)
                 except (LocalRayError, ServeApiError) as error:
                     raise RunError(str(error)) from error
         yield Stack(plan, gateway, ray)
+
+
+def _stop_of(
+    ray: LocalRay,
+) -> Callable[[type[BaseException] | None, BaseException | None, object], Awaitable[None]]:
+    """Ends Ray; where something failed, the logs that the error points to stay."""
+
+    async def stop(kind: type[BaseException] | None, error: object, trace: object) -> None:
+        await ray.stop(keep_logs=kind is not None and issubclass(kind, RunError))
+
+    return stop

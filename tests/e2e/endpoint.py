@@ -162,7 +162,7 @@ async def send(http: aiohttp.ClientSession, body: Mapping[str, object]) -> Reply
     """Send a chat request and read all of its answer."""
     reply = Reply()
     try:
-        async with http.post("/v1/chat/completions", json=body) as answer:
+        async with http.post("v1/chat/completions", json=body) as answer:
             reply.status = answer.status
             reply.pool = answer.headers.get("x-pointsman-pool", "")
             reply.replica = answer.headers.get("x-pointsman-replica", "")
@@ -203,10 +203,11 @@ async def send_all(
     return list(await asyncio.gather(*(send(http, body) for body in bodies)))
 
 
-def session(endpoint: Endpoint) -> aiohttp.ClientSession:
-    """A client without a limit of connections."""
+def session(endpoint: Endpoint | str) -> aiohttp.ClientSession:
+    """A client of an endpoint, or of an address, without a limit of connections."""
+    url = endpoint if isinstance(endpoint, str) else endpoint.url
     return aiohttp.ClientSession(
-        endpoint.url,
+        url.rstrip("/") + "/",
         timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
         connector=aiohttp.TCPConnector(limit=0),
     )

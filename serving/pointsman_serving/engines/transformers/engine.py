@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.cache import (
+    ATTN_TYPE_TO_ALLOCATOR,
+    FULL_ATTENTION,
+)
 from transformers.generation.continuous_batching.requests import RequestStatus
 from transformers.generation.continuous_batching.scheduler import (
     SCHEDULER_MAPPING,
@@ -18,6 +22,11 @@ from transformers.generation.continuous_batching.scheduler import (
 )
 
 from pointsman_serving.engines.engine import EngineFailedError
+from pointsman_serving.engines.transformers.prefix_salt import (
+    SaltedAllocator,
+    salted_request_id,
+    salted_tokens,
+)
 from pointsman_serving.engines.transformers.requests import Sampling
 from pointsman_serving.engines.transformers.sampling import (
     request_processors,
@@ -53,7 +62,10 @@ class Step:
 
 
 class _CountingScheduler(FIFOScheduler):
-    """Transformers' own first-in, first-out order; it also notes each request's prefix hit."""
+    """Transformers' own first-in, first-out order, with salted prefixes.
+
+    It also notes each request's prefix hit.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,8 +74,13 @@ class _CountingScheduler(FIFOScheduler):
     def _infer_request_tokens(self, state: Any, request_ids_to_remove_from_waiting: Any) -> Any:
         pending = state.status == RequestStatus.PENDING
         before = state.position_offset
+        if pending:
+            # For the lookup, which takes nothing else.
+            prompt = salted_tokens(state.remaining_prefill_tokens, state.request_id)
+            state.remaining_prefill_tokens = prompt
         tokens = super()._infer_request_tokens(state, request_ids_to_remove_from_waiting)
         if pending:
+            tokens = state.remaining_prefill_tokens = list(state.remaining_prefill_tokens)
             # A request that was put back for lack of room finds its own blocks again: the first
             # look is the one that counts.
             self.cached_tokens.setdefault(state.request_id, state.position_offset - before)
@@ -71,6 +88,7 @@ class _CountingScheduler(FIFOScheduler):
 
 
 SCHEDULER_MAPPING[_SCHEDULER] = _CountingScheduler
+ATTN_TYPE_TO_ALLOCATOR[FULL_ATTENTION] = SaltedAllocator
 
 
 class BatchingEngine:
@@ -170,6 +188,7 @@ class BatchingEngine:
         max_tokens: int,
         sampling: Sampling,
         ignore_eos: bool = False,
+        cache_salt: str = "",
     ) -> AsyncGenerator[Step]:
         """Generate; leaving the iterator cancels the request.
 
@@ -179,11 +198,14 @@ class BatchingEngine:
             max_tokens: the answer's length at most, at least 1.
             sampling: how tokens are drawn.
             ignore_eos: go on after an end token.
+            cache_salt: prefix pages are shared only with requests of the same salt; empty: with
+                those that have none.
 
         Raises:
             EngineFailedError: the engine cannot serve any more.
             GenerationFailedError: this request failed.
         """
+        request_id = salted_request_id(request_id, cache_salt)
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         # Before the request: an answer can be there at once.
         self.manager.register_result_handler(request_id, outputs.put_nowait)

@@ -47,6 +47,8 @@ class GenerationRequest:
     ignore_eos: bool = False
     stream: bool = False
     include_usage: bool = False
+    cache_salt: str = ""
+    """Prefix pages are shared only with requests of the same salt; empty: with those without."""
 
 
 # Values that mean "not used", which clients send out of habit.
@@ -118,6 +120,7 @@ def read_request(
         ignore_eos=_boolean(body, "ignore_eos"),
         stream=stream,
         include_usage=_boolean(stream_options, "include_usage"),
+        cache_salt=_cache_salt(body),
     )
 
 
@@ -244,6 +247,17 @@ def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
         )
         raise bad_request(message, "stop")
     return tuple(stops)
+
+
+def _cache_salt(body: Mapping[str, Any]) -> str:
+    salt = body.get("cache_salt")
+    if salt is None:
+        return ""
+    if not isinstance(salt, str) or not salt:
+        # vLLM refuses the same: a salt that keeps nothing apart would be a silent leak.
+        message = f"cache_salt is {_shortened(salt)}; allowed is a string that is not empty"
+        raise bad_request(message, "cache_salt")
+    return salt
 
 
 def _boolean(body: Mapping[str, Any], field: str) -> bool:

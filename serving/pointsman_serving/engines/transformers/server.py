@@ -232,6 +232,7 @@ class _Generation(Response):
                 max_tokens=self._room,
                 sampling=self._wanted.sampling,
                 ignore_eos=self._wanted.ignore_eos,
+                cache_salt=self._wanted.cache_salt,
             )
             async with aclosing(steps):
                 async for step in steps:

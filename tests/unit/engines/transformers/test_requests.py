@@ -81,15 +81,17 @@ def test_request_reads_what_it_honours() -> None:
         seed=4,
         user="somebody",
         unknown="ignored",
+        cache_salt="tenant",
     )
 
     assert Sampling(temperature=0.0, top_p=0.5, top_k=3) == found.sampling
-    assert (7, ("x",), True, True, True) == (
+    assert (7, ("x",), True, True, True, "tenant") == (
         found.max_tokens,
         found.stop,
         found.stream,
         found.include_usage,
         found.ignore_eos,
+        found.cache_salt,
     )
 
 
@@ -142,6 +144,8 @@ def test_completion_takes_one_prompt(prompt: Any, text: str | None, ids: Any) ->
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"chat_template_kwargs": 1}, "chat_template_kwargs"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"cache_salt": 3}, "cache_salt"),
     ],
 )
 def test_request_names_the_field_when_it_cannot_be_served(body: dict[str, Any], param: str) -> None:

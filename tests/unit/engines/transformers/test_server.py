@@ -151,6 +151,78 @@ async def test_usage_tells_what_the_prefix_cache_saved(client: openai.AsyncOpenA
     assert first.choices[0].message.content == second.choices[0].message.content
 
 
+async def cached(url: str, prompt: list[int], salt: str | None) -> int:
+    body = {"model": "moe", "prompt": prompt, "max_tokens": 2, "cache_salt": salt}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v1/completions", json=body) as reply,
+    ):
+        return int((await reply.json())["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+async def test_prefix_is_shared_only_with_the_same_salt(folder: Path) -> None:
+    prompt = list(range(3, 53))
+    # Room for all, so that nothing is missed because it was evicted.
+    async with serving(folder, "--num-blocks=64") as (url, _):
+        firsts = [await cached(url, prompt, salt) for salt in ("a", "b", None)]
+        seconds = [await cached(url, prompt, salt) for salt in ("a", "b", None)]
+        branched = await cached(url, [*prompt[:24], 99, *prompt[25:]], "b")
+        shifted = await cached(url, prompt[8:], None)
+
+    # Six full pages of 8 tokens.
+    assert ([0, 0, 0], [48, 48, 48]) == (firsts, seconds)
+    assert (24, 0) == (branched, shifted)
+
+
+async def test_prefix_keeps_its_salt_when_requests_are_put_back_or_given_up(folder: Path) -> None:
+    from transformers.generation.continuous_batching.cache_allocators.cache_allocator import (
+        compute_block_hash,
+    )
+
+    prompts = [[60 + n] * 24 for n in range(8)]
+    async with serving(folder) as (url, engine), aiohttp.ClientSession() as session:
+        asked = [
+            asyncio.create_task(
+                session.post(
+                    f"{url}/v1/completions",
+                    json={
+                        "model": "moe",
+                        "prompt": prompt,
+                        "max_tokens": 60,
+                        "ignore_eos": True,
+                        "cache_salt": "kept",
+                    },
+                )
+            )
+            for prompt in prompts
+        ]
+        async with asyncio.timeout(30):
+            while engine.running == 0:
+                await asyncio.sleep(0.001)
+        for task in asked[:2]:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        await until_idle(engine)
+
+        ledger = engine.manager.batch_processor.cache.cache_allocators["full_attention"].ledger
+        kept = set(ledger.hash_to_block)
+        unsalted = [await cached(url, prompt, None) for prompt in prompts]
+
+    plain = {compute_block_hash(None, prompt[:8]) for prompt in prompts}
+    assert kept
+    assert plain.isdisjoint(kept)
+    assert [0] * len(prompts) == unsalted
+
+
+async def test_salt_that_is_half_of_a_surrogate_pair_is_served(running: tuple[str, Any]) -> None:
+    body = rb'{"model": "moe", "prompt": [5, 6], "max_tokens": 1, "cache_salt": "\ud800"}'
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{running[0]}/v1/completions", data=body) as reply,
+    ):
+        assert reply.status == 200
+
+
 async def test_requests_run_together_and_do_not_change_each_other(
     client: openai.AsyncOpenAI, running: tuple[str, Any]
 ) -> None:

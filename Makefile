@@ -18,7 +18,7 @@ help: ## List the targets
 
 $(UV): requirements/uv.txt
 	@$(PYTHON) scripts/check_machine.py
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade \
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --require-hashes --no-deps --upgrade \
 	  --target $(TOOLS) --requirement requirements/uv.txt
 	@touch $(UV)
 

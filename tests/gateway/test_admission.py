@@ -14,7 +14,9 @@ def test_admission_takes_the_first_when_several_wait() -> None:
     queue: Admission[str] = Admission()
     for name in ("a", "b", "c"):
         assert queue.join(RULE, name, limit=10, now=0.0)
-    assert [queue.admit(RULE, now=1.0) for _ in range(3)] == ["a", "b", "c"]
+    assert queue.first(RULE, 2) == ["a", "b"]
+    for name in ("b", "a", "c"):
+        queue.admit(RULE, name, now=1.0)
     assert len(queue) == 0
 
 
@@ -28,7 +30,7 @@ def test_admission_puts_first_who_has_waited_before_when_it_is_tried_again() -> 
     queue: Admission[str] = Admission()
     queue.join(RULE, "a", limit=9, now=0.0)
     queue.join(RULE, "again", limit=9, now=1.0, front=True)
-    assert queue.head(RULE) == "again"
+    assert queue.first(RULE, 1) == ["again"]
 
 
 def test_admission_forgets_who_leaves_when_not_served() -> None:
@@ -40,8 +42,8 @@ def test_admission_forgets_who_leaves_when_not_served() -> None:
 
 
 def test_admission_fails_when_nobody_waits() -> None:
-    with pytest.raises(LookupError, match="nobody waits"):
-        Admission[str]().admit(RULE, now=0.0)
+    with pytest.raises(LookupError, match="'a' does not wait"):
+        Admission[str]().admit(RULE, "a", now=0.0)
 
 
 def test_admission_serves_the_rule_first_whose_head_waits_longest() -> None:
@@ -57,7 +59,7 @@ def test_admission_estimates_the_wait_when_departures_are_known() -> None:
         queue.join(RULE, number, limit=99, now=0.0)
     assert queue.wait_estimate_seconds(RULE, default=1.0, most=60.0) == 1.0
     for second in range(4):
-        queue.admit(RULE, now=2.0 * second)
+        queue.admit(RULE, second, now=2.0 * second)
     assert queue.wait_estimate_seconds(RULE, default=1.0, most=60.0) == pytest.approx(12.0)
     assert queue.wait_estimate_seconds(RULE, default=1.0, most=5.0) == 5.0
 
@@ -66,7 +68,7 @@ def test_admission_keeps_waiters_when_their_rule_is_gone() -> None:
     queue: Admission[str] = Admission()
     queue.join(RULE, "a", limit=9, now=0.0)
     queue.join(OTHER, "b", limit=9, now=0.0)
-    queue.admit(OTHER, now=1.0)
+    queue.admit(OTHER, "b", now=1.0)
     queue.retain(set())
     assert queue.depths() == {RULE: 1}
 
@@ -94,5 +96,6 @@ def test_admission_behaves_like_a_list_when_driven_at_random(
             assert queue.leave(RULE, waiter) == (waiter in model)
             model = [each for each in model if each != waiter]
         elif step == "admit" and model:
-            assert queue.admit(RULE, now=0.0) == model.pop(0)
-        assert (queue.depth(RULE), queue.head(RULE)) == (len(model), model[0] if model else None)
+            chosen = model.pop(waiter % len(model))
+            queue.admit(RULE, chosen, now=0.0)
+        assert (queue.depth(RULE), queue.first(RULE, 9)) == (len(model), model)

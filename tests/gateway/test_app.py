@@ -137,3 +137,23 @@ async def test_listen_fails_at_once_when_the_port_is_taken() -> None:
         with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{port}"):
             async with gateway.running():
                 pass
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/healthz", "/nowhere", "/v1/models/none"])
+async def test_request_id_is_echoed_when_the_path_is_not_hot(engine: FakeEngine, path: str) -> None:
+    async with gateway_to(engine) as gateway:
+        request = f"GET {path} HTTP/1.1\r\nhost: g\r\nx-request-id: mine-3\r\n\r\n"
+        assert (await ask(gateway, request.encode())).headers["x-request-id"] == "mine-3"
+        assert len((await get(gateway, path)).headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("body", [chat(), chat("nobody")])
+async def test_request_id_is_echoed_once_when_a_request_is_explained(
+    engine: FakeEngine, body: dict[str, object]
+) -> None:
+    async with gateway_to(engine) as gateway:
+        request = post(body, "x-request-id: mine-4", path="/v1/route/explain")
+        reply = await ask(gateway, request)
+    assert [line for line in reply.lines if line.startswith("x-request-id")] == [
+        "x-request-id: mine-4"
+    ]

@@ -19,7 +19,6 @@ from pointsman_api.route_table import (
 )
 from pointsman_serving.gateway.discovery import (
     RayServeSource,
-    StaticSource,
     external_addresses,
     serve_addresses,
 )
@@ -277,7 +276,7 @@ async def test_external_pool_gets_its_key_and_model_when_requests_come(
     )
     table = RouteTable(pools={"p": pool}, routes=table_of().routes)
     gateway = Gateway(settings=GatewaySettings(port=0), table=table)
-    async with gateway.running([StaticSource()]):
+    async with gateway.running():
         await until(lambda: bool(gateway.plane.replicas["p"]))
         request = post(chat(), "authorization: Bearer ours", "x-session-id: s", "cookie: c=1")
         assert (await ask(gateway, request)).status == 200
@@ -291,11 +290,10 @@ async def test_external_pool_gets_its_key_and_model_when_requests_come(
 async def test_external_addresses_follow_the_table_when_it_changes(engine: FakeEngine) -> None:
     routes = table_of().routes
     gateway = Gateway(settings=GatewaySettings(port=0), table=RouteTable())
-    async with gateway.running([StaticSource(interval_seconds=0.01)]):
+    async with gateway.running():
         assert (await ask(gateway, post(chat()))).status == 404
         pool = external((f"http://127.0.0.1:{engine.port}/v1", "x"))
         gateway.set_table(RouteTable(pools={"p": pool}, routes=routes))
-        await until(lambda: bool(gateway.plane.replicas["p"]))
         assert (await ask(gateway, post(chat()))).status == 200
 
 

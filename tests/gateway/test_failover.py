@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 
 import pytest
 
+from pointsman_serving.routing.breaker import BreakerState
 from tests.gateway.fake_engine import (
     DONE,
     Behaviour,
+    Call,
     FakeEngine,
     answer,
     chat_event,
@@ -112,6 +115,60 @@ async def test_failover_happens_when_no_first_token_comes_in_time(
         await until(lambda: engine.cancelled + other.cancelled == 1)
 
 
+async def test_failover_leaves_whole_answers_their_time_when_no_byte_comes_for_long(
+    engine: FakeEngine,
+) -> None:
+    limits = dataclasses.replace(
+        FAST, first_token_timeout_seconds=0.05, between_tokens_timeout_seconds=0.05
+    )
+    engine.behaviour = answer(delay=0.3)
+    async with gateway_to(engine, table=table_of(resilience=limits)) as gateway:
+        reply = await ask(gateway, post(chat()))
+    assert (reply.status, len(engine.calls)) == (200, 1)
+
+
+async def test_failover_ejects_nobody_when_a_whole_answer_exceeds_the_requests_limit(
+    engine: FakeEngine,
+) -> None:
+    limits = dataclasses.replace(FAST, request_timeout_seconds=0.2)
+    engine.behaviour = silence()
+    async with gateway_to(engine, table=table_of(resilience=limits)) as gateway:
+        for _ in range(3):
+            reply = await ask(gateway, post(chat()))
+            assert (reply.status, reply.error["code"]) == (504, "upstream_timeout")
+        (pool,) = gateway.scheduler.snapshot().pools
+        assert pool.replicas[0].breaker is BreakerState.CLOSED
+    assert len(engine.calls) == 3
+
+
+async def test_failover_probes_with_pauses_that_double_when_a_replica_stays_broken(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    async def as_before(call: Call) -> None:
+        await status(500)(call)
+
+    engine.behaviour = as_before
+    async with gateway_to(engine, other) as gateway:
+        started = time.monotonic()
+        number = 0
+        while time.monotonic() - started < 4.5:
+            number += 1
+            reply = await ask(gateway, post(chat(text=f"{number} {'x' * 300}")))
+            assert (reply.status, reply.headers["x-pointsman-replica"]) == (200, "b")
+            await asyncio.sleep(0.01)
+    # Two until it is ejected, one probe after 1 s and one after 2 s more.
+    assert len(engine.calls) == 4
+
+
+async def test_failover_ends_when_the_upstream_redirects(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    async with gateway_to(engine, other) as gateway:
+        fail_first([engine, other], status(307, "location: http://elsewhere/"))
+        assert (await ask(gateway, post(chat()))).status == 200
+        assert gateway.metrics.retries == {"status_307": 1}
+
+
 async def test_failover_happens_when_only_comments_come_in_time(
     engine: FakeEngine, other: FakeEngine
 ) -> None:
@@ -150,7 +207,7 @@ async def test_failover_ends_with_504_when_every_replica_is_silent(
     engine.behaviour = other.behaviour = silence()
     limits = dataclasses.replace(FAST, first_token_timeout_seconds=0.1)
     async with gateway_to(engine, other, table=table_of(resilience=limits)) as gateway:
-        reply = await ask(gateway, post(chat()))
+        reply = await ask(gateway, post(chat(stream=True)))
     assert (reply.status, reply.error["code"]) == (504, "upstream_timeout")
     assert "2 attempts" in str(reply.error["message"])
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 
 import pytest
 
+from pointsman_api.route_table import Route, RouteTable, Target
 from tests.gateway.fake_engine import (
     DONE,
     STREAM_HEAD,
@@ -21,7 +23,17 @@ from tests.gateway.fake_engine import (
     status,
     stream_of,
 )
-from tests.gateway.harness import ask, chat, client_of, events, gateway_to, post, table_of, until
+from tests.gateway.harness import (
+    address_of,
+    ask,
+    chat,
+    client_of,
+    events,
+    gateway_to,
+    post,
+    table_of,
+    until,
+)
 
 
 async def test_hot_body_is_identical_when_the_model_has_the_same_name(engine: FakeEngine) -> None:
@@ -206,6 +218,45 @@ async def test_hot_is_400_when_the_body_is_no_json(engine: FakeEngine) -> None:
         assert set(reply.error) == {"message", "type", "param", "code"}
         await client.send(post(chat()))
         assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize("depth", [700, 900, 20_000])
+@pytest.mark.parametrize("member", ["prompt", "messages", "stream_options", "tools"])
+async def test_hot_is_400_when_the_body_is_nested_too_deeply(
+    engine: FakeEngine, depth: int, member: str
+) -> None:
+    body = f'{{"model":"m","{member}":{"[" * depth}{"]" * depth}}}'.encode()
+    path = "/v1/completions" if member == "prompt" else "/v1/chat/completions"
+    async with gateway_to(engine) as gateway:
+        reply = await ask(gateway, post(body, path=path))
+        explained = await ask(gateway, post(body, path="/v1/route/explain"))
+    # What can be read and routed is the engine's to refuse.
+    assert reply.status in ((400, 200) if depth < 1000 else (400,))
+    assert explained.status in ((400, 200) if depth < 1000 else (400,))
+    if member == "prompt":
+        assert (reply.status, reply.error["code"]) == (400, "invalid_json")
+
+
+async def test_hot_goes_to_the_engine_that_has_the_feature_when_another_has_not(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    one = table_of(engine="Simulated")
+    (rule,) = one.routes["m"].rules
+    both = dataclasses.replace(rule, targets=(Target(pool="p", quality=1.0), Target(pool="q")))
+    pools = {**one.pools, "q": dataclasses.replace(one.pools["p"], name="q", engine="VLLM")}
+    table = RouteTable(pools=pools, routes={"m": Route(policy="policy", rules=(both,))})
+    async with gateway_to(engine, table=table) as gateway:
+        gateway.plane.set_replicas("q", [address_of(other, pool="q")])
+        plain = await ask(gateway, post(chat(n=1, logprobs=False)))
+        special = await ask(gateway, post(chat(n=2)))
+        explained = await ask(gateway, post(chat(n=2), path="/v1/route/explain"))
+        gateway.set_table(one)
+        refused = await ask(gateway, post(chat(n=2)))
+    assert plain.headers["x-pointsman-pool"] == "p"
+    assert special.headers["x-pointsman-pool"] == "q"
+    assert b"FeatureNotServed" in explained.body
+    # Nobody has it: the engine says so itself.
+    assert refused.headers["x-pointsman-pool"] == "p"
 
 
 async def test_hot_is_404_with_the_names_when_the_model_is_unknown(engine: FakeEngine) -> None:

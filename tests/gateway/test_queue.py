@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from pointsman_api.route_table import Overload
+from pointsman_api.route_table import (
+    Overload,
+    Route,
+    RouteTable,
+    Strategy,
+    StrategyType,
+    Target,
+)
 from pointsman_serving.gateway.server import Gateway
 from tests.gateway.fake_engine import Behaviour, Call, FakeEngine, answer, gated, silence
 from tests.gateway.harness import (
@@ -137,6 +144,86 @@ async def test_queue_frees_its_slot_when_a_running_client_leaves(engine: FakeEng
         assert (await asked[-1]).status == 200
         await engine.stop()
         await asyncio.gather(*asked)
+
+
+def table_of_two(*, slots: int = 1) -> RouteTable:
+    """Two pools, ``p`` and ``q``; each conversation belongs to one of them."""
+    one = table_of(slots=slots, strategy=Strategy(type=StrategyType.WEIGHTED))
+    route = one.routes["m"]
+    rule = dataclasses.replace(route.rules[0], targets=(Target(pool="p"), Target(pool="q")))
+    pools = {**one.pools, "q": dataclasses.replace(one.pools["p"], name="q")}
+    return RouteTable(pools=pools, routes={"m": Route(policy="policy", rules=(rule,))})
+
+
+async def test_queue_passes_over_who_waits_for_a_full_pool_when_another_has_room(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    gate = asyncio.Event()
+    engine.behaviour = gated(gate)
+    async with gateway_to(engine, table=table_of_two(), slots=1) as gateway:
+        gateway.plane.set_replicas("q", [address_of(other, slots=1, pool="q")])
+        asked = []
+        answered = 0
+        for number in range(60):
+            task = asyncio.ensure_future(ask(gateway, post(chat(text=f"talk {number}"))))
+            asked.append(task)
+            waiting = engine.active + len(gateway.plane.admission)
+            await until(
+                lambda: (
+                    task.done()  # noqa: B023
+                    or engine.active + len(gateway.plane.admission) > waiting  # noqa: B023
+                )
+            )
+            if task.done() and len(gateway.plane.admission):
+                answered += 1
+                assert task.result().headers["x-pointsman-pool"] == "q"
+        # Half of the conversations are of the idle pool, and none of them waited.
+        assert answered > 5
+        assert len(gateway.plane.admission) > 5
+        gate.set()
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+    order = [call.json["messages"][0]["content"] for call in engine.calls]  # type: ignore[index]
+    in_order = sorted(order, key=lambda text: int(text.split()[1]))
+    # Two are on their way at once, and may arrive in either order.
+    assert all(abs(order.index(text) - place) <= 2 for place, text in enumerate(in_order))
+
+
+async def test_queue_frees_the_other_pools_waiters_when_its_head_cannot_go(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    gates = {"a": asyncio.Event(), "b": asyncio.Event()}
+    engine.behaviour, other.behaviour = gated(gates["a"]), gated(gates["b"])
+    async with gateway_to(engine, table=table_of_two(), slots=1) as gateway:
+        gateway.plane.set_replicas("q", [address_of(other, slots=1, pool="q")])
+        asked = [
+            asyncio.ensure_future(ask(gateway, post(chat(text=f"talk {n}")))) for n in range(30)
+        ]
+        await until(
+            lambda: engine.active + other.active + len(gateway.plane.admission) == len(asked)
+        )
+        # Whichever pool the head waits for, the other one's waiters go when that one is free.
+        gates["b"].set()
+        await until(lambda: len(other.calls) > 8)
+        await until(lambda: sum(task.done() for task in asked) == len(other.calls))
+        gates["a"].set()
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+
+
+async def test_queue_is_not_overtaken_when_the_head_could_use_the_room(
+    engine: FakeEngine,
+) -> None:
+    gate = asyncio.Event()
+    async with gateway_to(engine, slots=1) as gateway:
+        asked = await fill(gateway, engine, gated(gate))
+        plane = gateway.plane
+        # Room for one appears, and before those who wait are woken a newcomer begins.
+        plane.scheduler.set_replicas("p", [address_of(engine, slots=2)], now=plane.clock())
+        newcomer = asyncio.ensure_future(ask(gateway, post(chat(text="newcomer"))))
+        await until(lambda: len(engine.calls) == len(asked))
+        assert len(plane.admission) == 1
+        assert "newcomer" not in str([call.body for call in engine.calls])
+        gate.set()
+        await asyncio.gather(*asked, newcomer)
 
 
 async def test_queue_keeps_a_failed_request_when_the_other_replica_is_full(

@@ -14,14 +14,13 @@ from tests.gateway.harness import Client, chat, events, post, until
 PROGRAM = """
 import asyncio, sys, uvloop
 from pointsman_api.route_table import load_route_table
-from pointsman_serving.gateway.discovery import StaticSource
 from pointsman_serving.gateway.server import Gateway
 from pointsman_serving.gateway.settings import GatewaySettings
 
 async def main():
     table = load_route_table(sys.stdin.buffer.read())
     gateway = Gateway(settings=GatewaySettings(port=0, drain_seconds=1.0), table=table)
-    serving = asyncio.ensure_future(gateway.serve([StaticSource()]))
+    serving = asyncio.ensure_future(gateway.serve([]))
     while not gateway.listening:
         await asyncio.sleep(0.01)
     print("port", gateway.port, flush=True)

@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pointsman_api.route_table import BackendType, ExternalEndpoint, PoolEntry, RouteTable
-from pointsman_serving.gateway.discovery import StaticSource
 from pointsman_serving.gateway.server import Gateway
 from pointsman_serving.gateway.settings import GatewaySettings
 from tests.gateway.fake_engine import FakeEngine
@@ -65,7 +64,7 @@ async def ask_over_tls(pem: Path, requests: list[bytes]) -> tuple[list[Answer], 
         )
         table = RouteTable(pools={"p": pool}, routes=table_of().routes)
         gateway = Gateway(settings=GatewaySettings(port=0), table=table)
-        async with gateway.running([StaticSource()]):
+        async with gateway.running():
             await until(lambda: bool(gateway.plane.replicas["p"]))
             replies = [await ask(gateway, request) for request in requests]
         await asyncio.sleep(0.01)

@@ -1,11 +1,12 @@
 """The gateway's own queue: who waits for a replica, in which order, and for how long.
 
-Pure: it holds waiters, knows no clock and starts nothing. One bounded first-in-first-out queue
-per rule; a request that is tried again goes to the front, for it has waited before.
+Pure: it holds waiters, knows no clock and starts nothing. One bounded queue per rule, kept in
+order of arrival; a request that is tried again goes to the front, for it has waited before.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,28 +67,27 @@ class Admission(Generic[Waiter]):
         self._forget_if_unused(rule, queue)
         return True
 
-    def head(self, rule: RuleKey) -> Waiter | None:
-        """Who is next."""
+    def first(self, rule: RuleKey, count: int) -> list[Waiter]:
+        """Those who have waited longest, up to ``count``, in their order."""
         queue = self._queues.get(rule)
-        return next(iter(queue.waiting), None) if queue is not None else None
+        return [] if queue is None else list(itertools.islice(queue.waiting, count))
 
-    def admit(self, rule: RuleKey, *, now: float) -> Waiter:
-        """Take the head out, because there is room for it.
+    def admit(self, rule: RuleKey, waiter: Waiter, *, now: float) -> None:
+        """Take a waiter out, because there is room for it.
 
         Raises:
-            LookupError: nobody waits.
+            LookupError: it does not wait there.
         """
         queue = self._queues.get(rule)
-        if queue is None or not queue.waiting:
-            raise LookupError(f"nobody waits for rule {rule!r}")
-        waiter, _ = queue.waiting.popitem(last=False)
+        if queue is None or waiter not in queue.waiting:
+            raise LookupError(f"{waiter!r} does not wait for rule {rule!r}")
+        del queue.waiting[waiter]
         if queue.last_departure is not None:
             gap = max(now - queue.last_departure, 0.0)
             seen = queue.gap_seconds
             queue.gap_seconds = gap if seen is None else seen + _GAP_WEIGHT * (gap - seen)
         queue.last_departure = now
         self._forget_if_unused(rule, queue)
-        return waiter
 
     def rules(self) -> Iterator[RuleKey]:
         """The rules where somebody waits, those first whose head has waited longest."""

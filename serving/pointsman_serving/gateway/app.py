@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from pointsman_serving.gateway import openai, schemas
 from pointsman_serving.gateway.body import parse_body
@@ -40,7 +41,8 @@ def create_app(plane: DataPlane) -> FastAPI:
 
     @app.exception_handler(BadRequestError)
     async def bad_request(_request: Request, error: BadRequestError) -> Response:
-        return _error_response(error.error)
+        after = error.error.retry_after_seconds
+        return _error_response(error.error, {} if after is None else {"retry-after": str(after)})
 
     @app.exception_handler(Exception)
     async def fault(_request: Request, _error: Exception) -> Response:
@@ -112,7 +114,7 @@ def _ready(plane: DataPlane) -> Response:
 
 
 async def _explain(plane: DataPlane, request: Request) -> Response:
-    raw = await _limited_body(request, plane.settings.max_body_bytes)
+    raw = await _limited_body(request, plane)
     request_id = request_id_of(request.headers.raw, plane.new_id)
     headers = parse_headers(request.headers.raw, request_id)
     body = parse_body(raw)
@@ -121,15 +123,28 @@ async def _explain(plane: DataPlane, request: Request) -> Response:
         raise BadRequestError(openai.unknown_model(body.model, plane.table.routes))
     routed, _ = plane.route(api, headers, body)
     decision = plane.scheduler.decide(routed, now=plane.clock(), explain=True)
-    return JSONResponse(explain(decision), headers={"x-request-id": request_id})
+    return JSONResponse(explain(decision))
 
 
-async def _limited_body(request: Request, limit: int) -> bytes:
+async def _limited_body(request: Request, plane: DataPlane) -> bytes:
+    settings = plane.settings
+    limit = settings.max_body_bytes
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise BadRequestError(openai.body_too_large(limit))
+    held = 0
+    try:
+        async for chunk in request.stream():
+            if not plane.bodies.take(len(chunk)):
+                raise BadRequestError(openai.bodies_full(settings.retry_after_seconds))
+            held += len(chunk)
+            body += chunk
+            if len(body) > limit:
+                raise BadRequestError(openai.body_too_large(limit))
+    except ClientDisconnect as error:
+        raise BadRequestError(
+            openai.invalid_request("The client left before its request was whole.", code="left")
+        ) from error
+    finally:
+        plane.bodies.give_back(held)
     return bytes(body)
 
 

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pointsman_serving.gateway.openai import BadRequestError, invalid_request
+from pointsman_serving.gateway.openai import (
+    BadRequestError,
+    invalid_request,
+    nested_too_deeply,
+)
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -96,10 +100,11 @@ def parse_body(raw: bytes) -> RequestBody:
     """
     try:
         fields = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        detail = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    except RecursionError as error:
+        raise BadRequestError(nested_too_deeply()) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError(
-            invalid_request(f"The request body is not valid JSON: {detail}.", code="invalid_json")
+            invalid_request(f"The request body is not valid JSON: {error}.", code="invalid_json")
         ) from error
     if type(fields) is not dict:
         raise BadRequestError(

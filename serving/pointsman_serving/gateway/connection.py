@@ -8,12 +8,20 @@ answer to *how much came back* when the connection breaks.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+import socket
+from typing import Final, Protocol
 
 import httptools
 
 from pointsman_serving.gateway.endpoint import Endpoint
 from pointsman_serving.gateway.headers import Header
+
+# A peer that has vanished is noticed after a minute: 30 s of silence, then three probes.
+_KEEPALIVE: Final = [
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+]
 
 
 class Exchange(Protocol):
@@ -134,6 +142,13 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The socket is there."""
         self._transport = transport
+        # A whole answer may take half an hour in silence: only the kernel can tell that the
+        # machine behind it is gone.
+        opened = transport.get_extra_info("socket")
+        if opened is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                opened.setsockopt(socket.IPPROTO_TCP, option, value)
         self._keeper.opened(self)
 
     def data_received(self, data: bytes) -> None:

@@ -51,8 +51,9 @@ class Credentials:
             value = self._read(pool.name, Path(rest))
         else:
             raise CredentialError(
-                f"pool {pool.name}: the credential source {source!r} is unknown; "
-                "use env:NAME or file:PATH"
+                # What it says instead may be the key itself.
+                f"pool {pool.name}: the source of its credential names neither a variable nor a "
+                "file; use env:NAME or file:PATH"
             )
         if not value.isascii() or not value.isprintable():
             raise CredentialError(

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from pointsman_serving.gateway.headers import Header
+from pointsman_serving.gateway.held import HeldBytes
 from pointsman_serving.gateway.openai import ApiError
 from pointsman_serving.gateway.relay import Relay
 from pointsman_serving.routing.types import Api
@@ -39,7 +40,9 @@ class HotCycle:
     message_event: ClassVar[_NoEvent] = _NoEvent()
 
     __slots__ = (
+        "_budget",
         "_chunked",
+        "_held",
         "_wire",
         "active",
         "api",
@@ -58,9 +61,18 @@ class HotCycle:
     )
 
     def __init__(
-        self, wire: Wire, api: Api, headers: list[Header], *, http10: bool, keep: bool
+        self,
+        wire: Wire,
+        api: Api,
+        headers: list[Header],
+        *,
+        http10: bool,
+        keep: bool,
+        budget: HeldBytes,
     ) -> None:
         self._wire = wire
+        self._budget = budget
+        self._held = 0
         self.api = api
         self.headers = headers
         self.http10 = http10
@@ -79,6 +91,20 @@ class HotCycle:
         self.response_complete = False
         self._chunked = False
 
+    def hold(self, piece: bytes) -> bool:
+        """Keep a piece of the body; False where the gateway holds too many bytes already."""
+        if not self._budget.take(len(piece)):
+            return False
+        self._held += len(piece)
+        self.body.append(piece)
+        return True
+
+    def release(self) -> None:
+        """The body is needed no more: a reply begins, or nobody waits for one."""
+        self.body = []
+        self._budget.give_back(self._held)
+        self._held = 0
+
     # The client's side of an exchange (relay.ClientReply).
 
     @property
@@ -90,6 +116,7 @@ class HotCycle:
         self, status: int, lines: bytes, *, length: int | None, body: bytes, last: bool
     ) -> None:
         """Write the status line, the headers and the first bytes, in one call."""
+        self.release()
         if self.disconnected or self.response_started:
             return
         self.response_started = True

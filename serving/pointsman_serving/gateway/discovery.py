@@ -34,34 +34,11 @@ class ReplicaSource(Protocol):
 
 
 class StaticSource:
-    """The addresses of external pools, as the route table states them.
-
-    Args:
-        interval_seconds: how soon a changed table is seen.
-    """
-
-    def __init__(self, *, interval_seconds: float = 0.5) -> None:
-        self._interval_seconds = interval_seconds
+    """Finds nothing: the gateway takes external pools from its route table by itself."""
 
     async def run(self, table: Callable[[], RouteTable], publish: Publish) -> None:
         """See :class:`ReplicaSource`."""
-        seen: RouteTable | None = None
-        while True:
-            current = table()
-            if current is not seen:
-                seen = current
-                for pool in current.pools.values():
-                    if pool.backend is BackendType.EXTERNAL:
-                        self._publish(pool, publish)
-            await asyncio.sleep(self._interval_seconds)
-
-    @staticmethod
-    def _publish(pool: PoolEntry, publish: Publish) -> None:
-        try:
-            publish(pool.name, external_addresses(pool))
-        except ValueError as error:
-            # One wrong address must not keep the other pools from being served.
-            log.error("the pool's addresses cannot be used", cause=str(error))
+        await asyncio.Event().wait()
 
 
 def external_addresses(pool: PoolEntry) -> tuple[ReplicaAddress, ...]:

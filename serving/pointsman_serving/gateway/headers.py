@@ -67,6 +67,22 @@ _NOT_TO_CLIENTS = HOP_BY_HOP | {
 }
 
 
+# What of a third party's reply is for our clients: nothing that sets state for the gateway's own
+# name, such as cookies or HSTS, or that leads elsewhere.
+_FROM_EXTERNAL = frozenset(
+    {
+        b"content-type",
+        b"content-encoding",
+        b"cache-control",
+        b"date",
+        b"retry-after",
+        b"openai-model",
+        b"openai-processing-ms",
+        b"openai-version",
+    }
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestHeaders:
     """What the headers of one request say."""
@@ -118,10 +134,21 @@ def parse_headers(raw: Sequence[Header], request_id: str) -> RequestHeaders:
     )
 
 
-def reply_lines(raw: Iterable[Header]) -> bytes:
-    """A replica's reply headers as lines for the client, without those the gateway writes."""
+def reply_lines(raw: Sequence[Header], *, external: bool = False) -> bytes:
+    """A replica's reply headers as lines for the client, without those the gateway writes.
+
+    Args:
+        external: it is somebody else's reply, of which little is passed on.
+    """
+    dropped = _named_by_connection(raw)
     return b"".join(
-        [name + b": " + value + b"\r\n" for name, value in raw if name not in _NOT_TO_CLIENTS]
+        [
+            name + b": " + value + b"\r\n"
+            for name, value in raw
+            if name not in _NOT_TO_CLIENTS
+            and name not in dropped
+            and (not external or name in _FROM_EXTERNAL or name.startswith(b"x-ratelimit-"))
+        ]
     )
 
 
@@ -157,10 +184,11 @@ def _ttft_slo(value: str | None) -> float | None:
 
 
 def _named_by_connection(raw: Sequence[Header]) -> frozenset[bytes]:
+    named: frozenset[bytes] = frozenset()
     for name, value in raw:
         if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            return frozenset(token.strip().lower() for token in value.split(b","))
-    return frozenset()
+            named |= {token.strip().lower() for token in value.split(b",")}
+    return named
 
 
 def _lines(request_id: str, pairs: Iterable[Header]) -> bytes:

@@ -16,16 +16,22 @@ from typing import Any, ClassVar
 import httptools
 import structlog
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from pointsman_serving.gateway.cycle import HotCycle
 from pointsman_serving.gateway.headers import request_id_of
 from pointsman_serving.gateway.openai import (
     ApiError,
+    bodies_full,
     body_too_large,
     internal_error,
-    invalid_request,
+    read_timeout,
+    shutting_down,
 )
 from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.routing.types import Api
@@ -39,7 +45,8 @@ HOT_PATHS = {f"/v1/{api.value}".encode("ascii"): api for api in Api}
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
 
-# The parser keeps a request's head in memory and has no limit of its own.
+# The parser keeps a head and trailers in memory and has no limit of its own. What a single read
+# brings comes on top.
 _MAX_HEAD_BYTES = 128 * 1024
 
 
@@ -63,7 +70,23 @@ class HotProtocol(HttpToolsProtocol):
         self._lingering: asyncio.TimerHandle | None = None
         self._lingered_bytes = 0
         self._in_head = False
-        self._head_bytes = 0
+        self._bare_bytes = 0
+        """Bytes read since the last that were of a body: heads, trailers and chunks' sizes."""
+        self._receiving = False
+        """Whether a request has begun and is not whole."""
+        self._began_at = 0.0
+        """When the head began, or the body after it."""
+        self._came_at = 0.0
+        """When the last piece of the body came."""
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a first request no longer than for a second one."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     # Reading requests.
 
@@ -75,11 +98,10 @@ class HotProtocol(HttpToolsProtocol):
                 self.transport.close()
             return
         self._unset_keepalive_if_required()
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self._refuse_connection("its headers are too long", status=431)
-                return
+        if self._bare_bytes > _MAX_HEAD_BYTES:
+            self._refuse_connection("its headers are too long", status=431)
+            return
+        self._bare_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -89,6 +111,11 @@ class HotProtocol(HttpToolsProtocol):
                 self._read_without_upgrade(self._hot, data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse_connection(str(error))
+        if self._receiving and self._read_timer is None:
+            # Requests that come in one read, nearly all of them, need no timer.
+            self._read_timer = self.loop.call_later(
+                self.plane.settings.request_read_seconds, self._check_pace
+            )
 
     def on_message_begin(self) -> None:
         """Start a request; uvicorn's scope is only made when it is needed."""
@@ -96,15 +123,24 @@ class HotProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._hot = None
-        self._in_head = True
-        self._head_bytes = 0
+        self._in_head = self._receiving = True
+        self._bare_bytes = 0
+        self._began_at = self._came_at = self.loop.time()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, but no trailer: it would change what has been decided on the head."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Tell the hot paths from the others."""
         self._in_head = False
+        self._began_at = self._came_at = self.loop.time()
         if self._lingering is not None:
             # What follows a refused body in the same read gets no answer.
-            self._hot = HotCycle(self, Api.CHAT, self.headers, http10=False, keep=False)
+            self._hot = HotCycle(
+                self, Api.CHAT, self.headers, http10=False, keep=False, budget=self.plane.bodies
+            )
             self._hot.response_complete = True
             return
         url = self.url
@@ -122,6 +158,7 @@ class HotProtocol(HttpToolsProtocol):
             http10=version == "1.0",
             # Only right inside the parser's callbacks.
             keep=version != "1.0" and self.parser.should_keep_alive(),
+            budget=self.plane.bodies,
         )
         cycle.expects_continue = self.expect_100_continue
         self._begin(cycle)
@@ -150,6 +187,8 @@ class HotProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Collect a hot body up to the limit."""
+        self._bare_bytes = 0
+        self._came_at = self.loop.time()
         cycle = self._hot
         if cycle is None:
             super().on_body(body)
@@ -157,22 +196,27 @@ class HotProtocol(HttpToolsProtocol):
         if cycle.refused is not None or cycle.response_complete:
             return
         cycle.size += len(body)
-        if cycle.size > self.plane.settings.max_body_bytes:
-            cycle.body = []
-            self._refuse(cycle, body_too_large(self.plane.settings.max_body_bytes))
-        else:
-            cycle.body.append(body)
+        settings = self.plane.settings
+        if cycle.size > settings.max_body_bytes:
+            cycle.release()
+            self._refuse(cycle, body_too_large(settings.max_body_bytes))
+        elif not cycle.hold(body):
+            cycle.release()
+            self._refuse(cycle, bodies_full(settings.retry_after_seconds))
 
     def on_message_complete(self) -> None:
         """Route a hot request as soon as it is whole and its turn has come."""
         cycle = self._hot
-        if cycle is None:
-            super().on_message_complete()
-            return
-        if self.parser.should_upgrade():
+        if cycle is not None and self.parser.should_upgrade():
             # The body has not been read: the parser stops for the upgrade.
             return
-        self._whole(cycle)
+        self._receiving = False
+        self._bare_bytes = 0
+        self._stop_timer()
+        if cycle is None:
+            super().on_message_complete()
+        else:
+            self._whole(cycle)
 
     def _whole(self, cycle: HotCycle) -> None:
         cycle.whole = True
@@ -198,6 +242,62 @@ class HotProtocol(HttpToolsProtocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._refuse_connection(str(error))
 
+    # A client that sends too slowly.
+
+    def _stop_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _check_pace(self) -> None:
+        """End a request that does not come; one timer for all of it, not one per read."""
+        self._read_timer = None
+        if not self._receiving or self._lingering is not None or self.transport.is_closing():
+            return
+        settings = self.plane.settings
+        now = self.loop.time()
+        earlier = self._in_head and self.cycle is not None and not self.cycle.response_complete
+        if self.flow.read_paused or earlier:
+            # We do not read, or an earlier reply is under way, which must not be cut.
+            self._began_at = self._came_at = now
+        limit, due = settings.request_read_seconds, self._came_at + settings.request_read_seconds
+        if not self._in_head and self._began_at + settings.body_read_seconds < due:
+            limit, due = settings.body_read_seconds, self._began_at + settings.body_read_seconds
+        if now < due:
+            self._read_timer = self.loop.call_later(due - now, self._check_pace)
+        else:
+            self._refuse_half(read_timeout(limit))
+
+    def _refuse_half(self, error: ApiError) -> None:
+        """Answer a request that is not whole, and close."""
+        cycle = self._hot
+        if cycle is not None:
+            self._refuse(cycle, error)
+            return
+        unread = self.cycle
+        if not self._in_head and isinstance(unread, RequestResponseCycle):
+            if unread.response_started:
+                self.transport.close()
+                return
+            # The application waits for a body that nobody will send.
+            unread.disconnected = unread.response_complete = True
+            unread.message_event.set()
+        self._end_with(error)
+
+    def shutdown(self) -> None:
+        """Begin to end: what has been asked in full is answered, nothing else is waited for."""
+        self._stopping = True
+        cycle = self._hot
+        if self._receiving and self._lingering is None:
+            if cycle is not None and cycle is self._replying and not cycle.response_started:
+                self._refuse(cycle, shutting_down())
+                return
+            first = self._replying is None and not self.pipeline
+            if cycle is None and not self._in_head and first and not self.cycle.response_started:
+                self._refuse_half(shutting_down())
+                return
+        super().shutdown()
+
     # Turns.
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
@@ -215,6 +315,9 @@ class HotProtocol(HttpToolsProtocol):
         self._replying = cycle
         if cycle.refused is not None:
             self._refuse(cycle, cycle.refused)
+            return
+        if self._stopping and not cycle.whole:
+            self._refuse(cycle, shutting_down())
             return
         if cycle.expects_continue and not cycle.whole:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -273,14 +376,19 @@ class HotProtocol(HttpToolsProtocol):
     def _refuse_connection(self, cause: str, *, status: int = 400) -> None:
         """Answer bytes that are no request, unless a reply is under way on the connection."""
         log.info("invalid HTTP", client=self.client, cause=cause)
+        message = f"The request is not valid HTTP: {cause}."
+        self._end_with(ApiError(status=status, message=message, code="bad_http"))
+
+    def _end_with(self, error: ApiError) -> None:
+        """Answer on the bare connection and close it; where a reply is under way, only close."""
+        self._stop_timer()
         reading = self._hot is not None and self._hot is self._replying
         if self.cycle is not None and not self.cycle.response_complete and not reading:
             self.transport.close()
         else:
-            refused = invalid_request(f"The request is not valid HTTP: {cause}.", code="bad_http")
-            body = refused.body()
+            body = error.body()
             self.transport.write(
-                STATUS_LINE[status]
+                STATUS_LINE[error.status]
                 + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
                 + b"connection: close\r\n\r\n"
                 + body
@@ -293,6 +401,10 @@ class HotProtocol(HttpToolsProtocol):
         """Stop the work for a client that has left."""
         if self._lingering is not None:
             self._lingering.cancel()
+        self._stop_timer()
+        for waiting in (self._hot, self._replying, *(cycle for cycle, _ in self.pipeline)):
+            if isinstance(waiting, HotCycle):
+                waiting.release()
         cycle, self._replying = self._replying, None
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -301,6 +413,7 @@ class HotProtocol(HttpToolsProtocol):
                 relay.client_gone()
         self.pipeline.clear()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
 
     def pause_writing(self) -> None:
         """The client reads slowly."""

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pointsman_api.route_table import CacheIsolation, PoolEntry, Rule
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.headers import RequestHeaders
+from pointsman_serving.gateway.openai import BadRequestError, nested_too_deeply
+from pointsman_serving.routing.features import features_of
 from pointsman_serving.routing.prefix import prompt_of
 from pointsman_serving.routing.types import Api, RouteRequest
 
 # Those that know cache_salt; others would refuse the member.
-_SALTED_ENGINES = frozenset({"VLLM", "Simulated"})
+_SALTED_ENGINES = frozenset({"VLLM", "Transformers", "Simulated"})
 
 
 def isolation_of(rules: Sequence[Rule]) -> CacheIsolation | None:
@@ -29,16 +31,24 @@ def route_request(
     Args:
         now: when it came.
         shared: tenants profit from each other's prefixes.
+
+    Raises:
+        BadRequestError: the prompt is nested too deeply.
     """
     tenant = "" if shared else headers.tenant
     if body.cache_salt:
         # The engine keeps differently salted prompts apart, so the estimate must as well.
         tenant = f"{tenant}\0{body.cache_salt}"
+    try:
+        prompt = prompt_of(body.fields, api, model=body.model, tenant=tenant)
+        features = features_of(body.fields)
+    except RecursionError as error:
+        raise BadRequestError(nested_too_deeply()) from error
     return RouteRequest(
         request_id=headers.request_id,
         model=body.model,
         api=api,
-        prompt=prompt_of(body.fields, api, model=body.model, tenant=tenant),
+        prompt=prompt,
         headers=headers.headers,
         max_output_tokens=body.max_output_tokens(),
         conversation=headers.conversation,
@@ -46,6 +56,7 @@ def route_request(
         task=headers.task,
         ttft_slo_seconds=headers.ttft_slo_seconds,
         stream=body.streams,
+        features=features,
         arrived_at=now,
     )
 

@@ -79,6 +79,65 @@ def invalid_request(message: str, *, param: str | None = None, code: str) -> Api
     return ApiError(status=400, message=message, param=param, code=code)
 
 
+def nested_too_deeply() -> ApiError:
+    """400: the body's arrays or objects are nested beyond what can be read."""
+    return invalid_request(
+        "The request body is not valid JSON: it is nested too deeply.", code="invalid_json"
+    )
+
+
+def read_timeout(seconds: float) -> ApiError:
+    """408: the request did not come."""
+    return ApiError(
+        status=408,
+        message=f"The request did not come in full: the limit of {seconds:g} s has passed.",
+        code="request_timeout",
+    )
+
+
+def bodies_full(retry_after_seconds: int) -> ApiError:
+    """503: the bodies of all requests together take as much memory as they may."""
+    return ApiError(
+        status=503,
+        message="The gateway holds as many request bodies as it may. Retry later.",
+        type="server_error",
+        code="gateway_overloaded",
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+def key_unreadable(pools: Iterable[str], retry_after_seconds: int) -> ApiError:
+    """503: the operator's mistake; where the key should be is for the log, not for clients."""
+    return ApiError(
+        status=503,
+        message=(
+            f"The gateway has no usable address or API key for {', '.join(pools)}. This is its "
+            "operator's to mend: the gateway's log names the cause."
+        ),
+        type="server_error",
+        code="pool_misconfigured",
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+def key_refused(pool: str, status: int) -> ApiError:
+    """502: a provider does not take the gateway's key; the client's has nothing to do with it."""
+    return ApiError(
+        status=502,
+        message=(
+            f"The provider of the pool {pool} refused the gateway's own API key ({status}). The "
+            "key of this request is not at fault; the gateway's operator must renew the pool's."
+        ),
+        type="server_error",
+        code="upstream_key_refused",
+    )
+
+
+def upstream_refusal(status: int, message: str, *, kind: str, code: str | None) -> ApiError:
+    """A replica's own refusal of the request, which it wrote as the first event of a stream."""
+    return ApiError(status=status, message=message, type=kind, code=code or "invalid_request")
+
+
 def queue_full(limit: int, retry_after_seconds: float) -> ApiError:
     """429: the rule's queue holds as many requests as it may."""
     return ApiError(
@@ -147,7 +206,7 @@ def shutting_down() -> ApiError:
     """The gateway ends before the reply does."""
     return ApiError(
         status=503,
-        message="The gateway is stopping and could not wait any longer for this reply.",
+        message="The gateway is stopping and could not wait any longer for this request to end.",
         type="server_error",
         code="gateway_stopping",
         retry_after_seconds=1,

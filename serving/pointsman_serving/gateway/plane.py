@@ -12,8 +12,9 @@ from pointsman_api.route_table import BackendType, CacheIsolation, RouteTable, R
 from pointsman_serving.gateway import openai
 from pointsman_serving.gateway.admission import Admission, RuleKey
 from pointsman_serving.gateway.body import RequestBody, parse_body
-from pointsman_serving.gateway.credentials import CredentialError, Credentials
+from pointsman_serving.gateway.credentials import Credentials
 from pointsman_serving.gateway.endpoint import Endpoint
+from pointsman_serving.gateway.external import ExternalPools
 from pointsman_serving.gateway.headers import (
     Header,
     RequestHeaders,
@@ -21,6 +22,7 @@ from pointsman_serving.gateway.headers import (
     request_id_of,
     routed_lines,
 )
+from pointsman_serving.gateway.held import HeldBytes
 from pointsman_serving.gateway.isolation import cache_salt, isolation_of, route_request
 from pointsman_serving.gateway.metrics import OTHER, Metrics
 from pointsman_serving.gateway.openai import ApiError, BadRequestError
@@ -43,6 +45,9 @@ from pointsman_serving.routing.types import (
 log = structlog.get_logger(__name__)
 
 _CREDENTIALS_SECONDS = 5.0
+
+# How many waiters of a rule may be passed over for those behind them: each costs a decision.
+_PASSED_OVER = 64
 
 # How often those who wait are looked at though nothing told us to: an ejected replica comes
 # back by time alone.
@@ -84,23 +89,26 @@ class DataPlane:
             idle_connections=settings.upstream_idle_connections,
             clock=clock,
         )
-        self._credentials = credentials
+        self.bodies = HeldBytes(settings.max_held_body_bytes)
+        self._external = ExternalPools(credentials)
         self._wake_due = False
         self._sweeper: asyncio.TimerHandle | None = None
-        self._authorization: dict[str, bytes] = {}
-        self._keyless: dict[str, str] = {}
-        """Why the key of a pool could not be read."""
         self._credentials_due = 0.0
         metrics.readings = self.readings
+        self.table = RouteTable()
         self.set_table(table)
 
     # What changes from outside.
 
     def set_table(self, table: RouteTable) -> None:
-        """Put another route table in force; requests under way end by the old rules."""
-        self.table = table
-        self.config_hash = table.digest()
+        """Put another route table in force; requests under way end by the old rules.
+
+        Raises:
+            ValueError: a header expression is not valid; the old table stays.
+        """
         self.scheduler.set_table(table)
+        before, self.table = self.table, table
+        self.config_hash = table.digest()
         self._isolation = {name: isolation_of(route.rules) for name, route in table.routes.items()}
         for gone in self.replicas.keys() - table.pools.keys():
             self.upstreams.retain(gone, ())
@@ -109,13 +117,26 @@ class DataPlane:
         self.admission.retain(
             {(route.policy, rule.name) for route in table.routes.values() for rule in route.rules}
         )
+        for name, pool in table.pools.items():
+            known = before.pools.get(name)
+            if known is not None and known.backend is not pool.backend:
+                # What was sent to a provider must not be sent as to a replica of our own.
+                self._publish(name, ())
         self.refresh_credentials()
         self.wake_soon()
 
     def set_replicas(self, pool: str, addresses: Sequence[ReplicaAddress]) -> None:
-        """The replicas of a pool, all of them; the same list again changes nothing."""
+        """The replicas of a pool, all of them; the same list again changes nothing.
+
+        Where an external pool is, only the route table says.
+        """
+        entry = self.table.pools.get(pool)
+        if entry is not None and entry.backend is not BackendType.EXTERNAL:
+            self._publish(pool, addresses)
+
+    def _publish(self, pool: str, addresses: Sequence[ReplicaAddress]) -> None:
         listed = tuple(addresses)
-        if pool not in self.table.pools or self._told.get(pool) == listed:
+        if self._told.get(pool) == listed:
             return
         self.replicas[pool] = self._told[pool] = listed
         self.scheduler.set_replicas(pool, addresses, now=self.clock())
@@ -123,21 +144,15 @@ class DataPlane:
         self.wake_soon()
 
     def refresh_credentials(self) -> None:
-        """Read the keys of external pools; one that cannot be read is logged, the last stays."""
+        """Read the keys of external pools; those without a readable one have no replicas."""
         self._credentials_due = self.clock() + _CREDENTIALS_SECONDS
-        for pool in self.table.pools.values():
-            try:
-                key = self._credentials.key(pool)
-            except CredentialError as error:
-                if self._keyless.get(pool.name) != str(error):
-                    self._keyless[pool.name] = str(error)
-                    log.error("no API key", cause=str(error))
-                continue
-            self._keyless.pop(pool.name, None)
-            if key is None:
-                self._authorization.pop(pool.name, None)
-            else:
-                self._authorization[pool.name] = b"authorization: Bearer %s\r\n" % key.encode()
+        for pool, addresses in self._external.refresh(self.table.pools.values()).items():
+            self._publish(pool, addresses)
+
+    def is_external(self, pool: str) -> bool:
+        """Whether somebody else's endpoints are behind a pool."""
+        entry = self.table.pools.get(pool)
+        return entry is not None and entry.backend is BackendType.EXTERNAL
 
     # Requests.
 
@@ -222,6 +237,12 @@ class DataPlane:
 
     def refusal(self, decision: Decision, model: str) -> ApiError:
         """The answer to a request that is neither sent nor queued."""
+        if decision.outcome is Outcome.NO_REPLICA and model in self.table.routes:
+            rules = self.table.routes[model].rules
+            pools = [t.pool for rule in rules if rule.name == decision.rule for t in rule.targets]
+            unusable = self._external.unusable(pools)
+            if unusable:
+                return openai.key_unreadable(unusable, self.settings.retry_after_seconds)
         return openai.refusal(
             decision,
             model=model,
@@ -243,13 +264,22 @@ class DataPlane:
         headers: RequestHeaders,
         body: RequestBody,
         rule: Rule,
+        *,
+        external: bool,
     ) -> bytes:
-        """The bytes of a request to a replica."""
+        """The bytes of a request to a replica.
+
+        Args:
+            external: the replica is somebody else's endpoint.
+
+        Raises:
+            RecursionError: the body is nested too deeply to be written anew.
+        """
         address = endpoint.address
         pool = self.table.pools.get(address.key.pool)
         model = address.model_name or (pool.served_model_name if pool else body.model)
-        if pool is not None and pool.backend is BackendType.EXTERNAL:
-            lines = headers.to_external() + self._authorization.get(pool.name, b"")
+        if external:
+            lines = headers.to_external() + self._external.authorization(address)
         else:
             lines = headers.to_replica()
         content = body.rewritten(
@@ -295,13 +325,38 @@ class DataPlane:
         for rule in self.admission.rules():
             self._drain(rule)
 
+    def may_go_first(self, relay: Relay) -> bool:
+        """Whether a newcomer may be sent though others of its rule wait.
+
+        Those who could use the room go before it. Where more wait than are looked at, it waits
+        behind them.
+        """
+        decision = self.decide(relay.request, self.clock(), relay.excluded)
+        if decision.outcome is Outcome.WAIT:
+            return False
+        if decision.outcome is Outcome.CHOSEN:
+            self._drain(relay.rule_key)
+        return self.admission.depth(relay.rule_key) <= _PASSED_OVER
+
     def _drain(self, rule: RuleKey) -> None:
-        while (relay := self.admission.head(rule)) is not None:
+        """Let go who can, in the order of arrival.
+
+        Who waits for a pool that is full (by its weights, its conversation or what it tried
+        already) must not keep those behind it from another pool.
+        """
+        passed_over = 0
+        while passed_over < _PASSED_OVER:
+            relay = next(iter(self.admission.first(rule, passed_over + 1)[passed_over:]), None)
+            if relay is None:
+                return
             now = self.clock()
             decision = self.decide(relay.request, now, relay.excluded)
             if decision.outcome is Outcome.WAIT:
-                return
-            self.admission.admit(rule, now=now)
+                if not self.scheduler.has_room(relay.pools, now=now):
+                    return
+                passed_over += 1
+                continue
+            self.admission.admit(rule, relay, now=now)
             try:
                 relay.take(decision, now)
             except Exception:

@@ -12,7 +12,7 @@ import msgspec
 
 from pointsman_serving.gateway.headers import Header
 from pointsman_serving.gateway.openai import ApiError
-from pointsman_serving.gateway.sse import SseScanner, UsageObject
+from pointsman_serving.gateway.sse import SseScanner, StreamError, UsageObject
 from pointsman_serving.routing.types import Usage
 
 # A reply longer than this is passed on without being looked at.
@@ -31,6 +31,10 @@ class Reading(Protocol):
     @property
     def events(self) -> int:
         """Data events of a stream so far."""
+
+    @property
+    def error(self) -> StreamError | None:
+        """What an error event of a stream said."""
 
     @property
     def ended(self) -> bool:
@@ -74,6 +78,11 @@ class StreamReading:
         return self._scanner.events
 
     @property
+    def error(self) -> StreamError | None:
+        """See :class:`Reading`."""
+        return self._scanner.error
+
+    @property
     def ended(self) -> bool:
         """See :class:`Reading`."""
         return self._scanner.done
@@ -87,7 +96,9 @@ class StreamReading:
         if self._open:
             return passed
         self._held += passed
-        if not (scanner.events or scanner.done or len(self._held) > _MAX_HELD_BYTES):
+        if not (
+            scanner.events or scanner.error or scanner.done or len(self._held) > _MAX_HELD_BYTES
+        ):
             return None
         self._open = True
         passed, self._held = self._held, b""
@@ -138,6 +149,11 @@ class WholeReading:
     def events(self) -> int:
         """See :class:`Reading`."""
         return 0
+
+    @property
+    def error(self) -> StreamError | None:
+        """See :class:`Reading`."""
+        return None
 
     @property
     def ended(self) -> bool:

@@ -26,6 +26,7 @@ from pointsman_serving.gateway.phase import Phase
 from pointsman_serving.gateway.reading import Reading
 from pointsman_serving.gateway.reply import ClientReply, send_error
 from pointsman_serving.gateway.reply_head import ReplyHead
+from pointsman_serving.gateway.sse import StreamError
 from pointsman_serving.routing.types import Decision, Outcome, ReplicaKey, RouteRequest, Usage
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ CLIENT_CLOSED = 499
 """The code under which requests are counted whose client left first."""
 
 _NO_LIMIT = 1 << 62
+
+# Characters of a replica's own message that are passed on.
+_ERROR_SHOWN = 2000
 
 
 class Relay:
@@ -71,6 +75,9 @@ class Relay:
         self._failure: ApiError | None = None
         self._failure_label = ""
         self._assignment: Assignment | None = None
+        self._external = False
+        """Whether it was sent to somebody else's endpoint last."""
+        self._error_told = False
         self._endpoint: Endpoint | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._connection: UpstreamConnection | None = None
@@ -80,9 +87,9 @@ class Relay:
     # Choosing and waiting.
 
     def begin(self) -> None:
-        """Start: behind those who wait already, else at once."""
+        """Start: behind those who wait for the same room already, else at once."""
         self._plane.relays.add(self)
-        if self._plane.admission.depth(self.rule_key):
+        if self._plane.admission.depth(self.rule_key) and not self._plane.may_go_first(self):
             self._queue(self._plane.clock())
         else:
             self._choose()
@@ -122,6 +129,7 @@ class Relay:
         if self._attempts:
             self._plane.metrics.retried(self._failure_label)
         self._attempts += 1
+        self._external = self._plane.is_external(address.key.pool)
         self._assignment = Assignment(
             self._plane.scheduler, self.request, decision, self._plane.clock
         )
@@ -148,10 +156,26 @@ class Relay:
             self.lost("the connection closed at once", untouched=False)
             return
         self._connection = connection
-        self._deadline.set(self._rule.resilience.first_token_timeout_seconds, self._plane.clock())
-        request = self._plane.upstream_request(
-            connection.endpoint, self.request, self._headers, self._body, self._rule
+        limits = self._rule.resilience
+        # A whole answer begins when it ends: only the whole request's limit says that it is late.
+        limit = (
+            limits.first_token_timeout_seconds
+            if self.request.stream
+            else limits.request_timeout_seconds
         )
+        self._deadline.set(limit, self._plane.clock())
+        try:
+            request = self._plane.upstream_request(
+                connection.endpoint,
+                self.request,
+                self._headers,
+                self._body,
+                self._rule,
+                external=self._external,
+            )
+        except RecursionError:
+            self._fail(openai.nested_too_deeply())
+            return
         connection.send(self, request)
 
     def connect_failed(self, reason: str) -> None:
@@ -166,13 +190,14 @@ class Relay:
         """This replica did not answer, and nothing is committed: try another, or say so."""
         key = self._key
         self._detach()
+        if eject:
+            # Who cannot be connected to is gone; who answers badly may recover. Told before the
+            # end: an attempt that merely ends says nothing about the replica.
+            self._eject(hard=label == "connect")
         self._finish(ok=False)
         self._reading = None
         if key is not None:
             self.excluded.add(key)
-        if eject:
-            # Who cannot be connected to is gone; who answers badly may recover.
-            self._eject(hard=label == "connect")
         log.info(
             "attempt failed",
             request_id=self.request.request_id,
@@ -192,6 +217,11 @@ class Relay:
             self._assignment.eject(hard=hard)
 
     @property
+    def pools(self) -> list[str]:
+        """The pools that its rule may choose."""
+        return [target.pool for target in self._rule.targets]
+
+    @property
     def _key(self) -> ReplicaKey | None:
         return None if self._assignment is None else self._assignment.key
 
@@ -208,14 +238,38 @@ class Relay:
         head = self._head = ReplyHead(status, headers)
         if head.load_report is not None and self._assignment is not None:
             self._assignment.report(head.load_report)
+        if not self._refused(status, head.retry_after_seconds):
+            if head.failed:
+                self._attempt_failed(f"status_{status}", f"the replica answered {status}")
+            else:
+                self._reading = head.reading(hide_usage=self._body.can_add_usage)
+
+    def _refused(self, status: int, retry_after_seconds: int | None) -> bool:
+        """Try elsewhere where the replica would not answer and the client is not the reason."""
         if status == 429:
-            wait = head.retry_after_seconds or self._plane.settings.retry_after_seconds
+            wait = retry_after_seconds or self._plane.settings.retry_after_seconds
             busy = openai.upstream_busy(attempts=self._attempts, retry_after_seconds=wait)
             self._attempt_failed("status_429", "it answered 429", eject=False, error=busy)
-        elif head.failed:
-            self._attempt_failed(f"status_{status}", f"the replica answered {status}")
+        elif self._external and status in (401, 403):
+            refused = openai.key_refused(self.pool, status)
+            log.error("a provider refused the gateway's key", pool=self.pool, status=status)
+            self._attempt_failed(f"status_{status}", refused.message, error=refused)
         else:
-            self._reading = head.reading(hide_usage=self._body.can_add_usage)
+            return False
+        return True
+
+    def _failed_in_stream(self, error: StreamError) -> None:
+        """An error came under status 200, and nothing is committed."""
+        status = error.status
+        if self._refused(status, None):
+            return
+        message = str(error.message)[:_ERROR_SHOWN]
+        if status >= 500:
+            self._attempt_failed("error_event", f"the replica failed ({message})")
+            return
+        kind = error.type if isinstance(error.type, str) else "invalid_request_error"
+        code = error.code if isinstance(error.code, str) else None
+        self._fail(openai.upstream_refusal(status, message, kind=kind, code=code))
 
     def received(self, data: bytes, *, done: bool) -> None:
         """A piece of the reply's body."""
@@ -227,6 +281,11 @@ class Relay:
             return
         before = reading.events
         passed = reading.feed(data, done=done)
+        if reading.error is not None:
+            if not self._committed:
+                self._failed_in_stream(reading.error)
+                return
+            self._tell_error(reading.error)
         if reading.events > before and self._assignment is not None:
             self._assignment.events(reading.events - before)
         flaw = reading.flaw() if done else ""
@@ -239,7 +298,20 @@ class Relay:
         if flaw:
             self._break(openai.stream_broken(flaw))
         elif done:
-            self._end(head.status, ok=head.status < 400, usage=reading.usage())
+            self._end_whole(head.status, reading)
+
+    def _tell_error(self, error: StreamError) -> None:
+        """An error came in a committed stream: the client gets it, the scheduler hears of it."""
+        if not self._error_told and error.status >= 500:
+            self._eject()
+        self._error_told = True
+
+    def _end_whole(self, status: int, reading: Reading) -> None:
+        """All that the replica had to say is passed on."""
+        if reading.error is not None:
+            self._end(reading.error.status, ok=False)
+        else:
+            self._end(status, ok=status < 400, usage=reading.usage())
 
     def _pass_on(self, head: ReplyHead, reading: Reading, data: bytes, *, last: bool) -> None:
         self._expect_more()
@@ -250,7 +322,8 @@ class Relay:
             return
         self.phase = Phase.REPLYING
         self._body.release()
-        lines = reply_lines(head.headers) + routed_lines(self.request.request_id, self._key)
+        lines = reply_lines(head.headers, external=self._external)
+        lines += routed_lines(self.request.request_id, self._key)
         self._reply.start(head.status, lines, length=reading.length, body=data, last=last)
         if self._reply.paused:
             self.client_paused()
@@ -276,9 +349,9 @@ class Relay:
         if reading is not None and reading.ended:
             # Only the connection's end is missing.
             self._reply.end()
-            self._end(200, ok=True, usage=reading.usage())
+            self._end_whole(200, reading)
             return
-        if eject:
+        if eject and not self._error_told:
             self._eject()
         ending = None if reading is None else reading.ending(error)
         if ending is None:
@@ -322,7 +395,12 @@ class Relay:
     # Time.
 
     def _expect_more(self) -> None:
-        limit = self._rule.resilience.between_tokens_timeout_seconds
+        limits = self._rule.resilience
+        limit = (
+            limits.between_tokens_timeout_seconds
+            if self.request.stream
+            else limits.request_timeout_seconds
+        )
         self._deadline.set(limit, self._plane.clock())
 
     def _late(self) -> None:

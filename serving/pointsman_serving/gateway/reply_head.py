@@ -40,8 +40,12 @@ class ReplyHead:
 
     @property
     def failed(self) -> bool:
-        """Whether the replica could not answer; 501 is about the request, not about it."""
-        return self.status >= 500 and self.status != 501
+        """Whether the replica could not answer; 501 is about the request, not about it.
+
+        A redirection is no answer either: its target is not what the pool was set up with.
+        """
+        status = self.status
+        return (status >= 500 and status != 501) or 300 <= status < 400
 
     def reading(self, *, hide_usage: bool) -> Reading:
         """How to read the body.

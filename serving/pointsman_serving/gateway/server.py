@@ -21,6 +21,7 @@ from pointsman_serving.gateway.discovery import ReplicaSource
 from pointsman_serving.gateway.hot import hot_protocol
 from pointsman_serving.gateway.metrics import Metrics
 from pointsman_serving.gateway.plane import DataPlane
+from pointsman_serving.gateway.request_ids import RequestIds
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.gateway.version import installed_version
 from pointsman_serving.routing.scheduler import Scheduler
@@ -218,7 +219,7 @@ class Gateway:
 
     def _make_server(self, plane: DataPlane, *, signals: bool) -> _Server:
         config = uvicorn.Config(
-            create_app(plane),
+            RequestIds(create_app(plane), plane.new_id),
             http=hot_protocol(plane),
             ws="none",
             lifespan="off",
@@ -232,21 +233,6 @@ class Gateway:
             timeout_graceful_shutdown=int(self.settings.drain_seconds),
         )
         return _Server(config, signals=signals)
-
-
-async def serve_gateway(
-    settings: GatewaySettings,
-    table: RouteTable,
-    sources: Iterable[ReplicaSource],
-    *,
-    credentials: Credentials | None = None,
-) -> None:
-    """Run a gateway until SIGINT or SIGTERM.
-
-    Raises:
-        ListenError: the address is taken, or not ours.
-    """
-    await Gateway(settings=settings, table=table, credentials=credentials).serve(sources)
 
 
 def _supervised(source: ReplicaSource, plane: DataPlane) -> Coroutine[None, None, None]:

@@ -25,6 +25,16 @@ class GatewaySettings:
     max_body_bytes: int = 16 * 1024 * 1024
     """Longest request body; longer ones get 413. Bodies are held in memory until they end."""
 
+    max_held_body_bytes: int = 1024 * 1024 * 1024
+    """Request bodies held in memory, over all requests together; beyond it requests get 503."""
+
+    request_read_seconds: float = 30.0
+    """A request's head must come within this, and its body must not pause for longer; else 408
+    and the connection is closed."""
+
+    body_read_seconds: float = 300.0
+    """A request's body must come within this, whatever its pace."""
+
     keep_alive_seconds: float = 75.0
     """An idle client connection is closed after this. Should exceed the client's own limit,
     or clients now and then write into a connection that has just been closed."""
@@ -53,7 +63,14 @@ class GatewaySettings:
         """Refuse what cannot work."""
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; it must be between 0 and 65535")
-        for name in ("max_body_bytes", "keep_alive_seconds", "max_label_values"):
+        for name in (
+            "max_body_bytes",
+            "max_held_body_bytes",
+            "request_read_seconds",
+            "body_read_seconds",
+            "keep_alive_seconds",
+            "max_label_values",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in ("upstream_idle_seconds", "upstream_idle_connections", "drain_seconds"):

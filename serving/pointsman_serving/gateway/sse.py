@@ -43,6 +43,36 @@ class UsageObject(msgspec.Struct):
         )
 
 
+class StreamError(msgspec.Struct):
+    """The ``error`` of an event, as engines and providers write it."""
+
+    message: object = None
+    type: object = None
+    code: object = None
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that it would have been; 500 where it names none."""
+        code = self.code
+        if isinstance(code, str) and code.isdigit():
+            code = int(code)
+        if isinstance(code, int) and 400 <= code <= 599:
+            return code
+        return 400 if self.type in _ABOUT_THE_REQUEST else 500
+
+
+_ABOUT_THE_REQUEST = ("invalid_request_error", "BadRequestError")
+
+
+class _ErrorChunk(msgspec.Struct):
+    error: StreamError | str | None = None
+    choices: msgspec.Raw | None = None
+
+
+_decode_error = msgspec.json.Decoder(_ErrorChunk).decode
+_ERROR_STARTS = (b'data: {"error"', b'data:{"error"')
+
+
 class _Chunk(msgspec.Struct):
     choices: list[msgspec.Raw] | None = None
     usage: UsageObject | None = None
@@ -59,7 +89,17 @@ class SseScanner:
             for it and the client did not.
     """
 
-    __slots__ = ("_ended", "_hide_usage", "_in_piece", "_last", "_tail", "done", "events", "usage")
+    __slots__ = (
+        "_ended",
+        "_hide_usage",
+        "_in_piece",
+        "_last",
+        "_tail",
+        "done",
+        "error",
+        "events",
+        "usage",
+    )
 
     def __init__(self, *, hide_usage: bool) -> None:
         self._hide_usage = hide_usage
@@ -68,11 +108,13 @@ class SseScanner:
         self._last = b""
         self._ended = False
         self.events = 0
-        """Data events seen so far, without ``[DONE]`` and the usage event."""
+        """Data events seen so far, without ``[DONE]``, the usage event and errors."""
         self.done = False
         """Whether ``[DONE]`` was seen."""
         self.usage: Usage | None = None
         """The last usage that an event carried."""
+        self.error: StreamError | None = None
+        """What the first event that was an error said."""
 
     @property
     def complete(self) -> bool:
@@ -159,9 +201,26 @@ class SseScanner:
             return False
         if b'"usage"' in event and b'"usage":null' not in event and self._is_usage(event):
             return self._hide_usage
+        if (
+            event.startswith(_ERROR_STARTS) or (not self.events and b'"error"' in event)
+        ) and self._is_error(event):
+            return False
         self.events += 1
         self._last = event
         return False
+
+    def _is_error(self, event: bytes) -> bool:
+        """Note an event that says that the engine failed: an ``error`` and no ``choices``."""
+        try:
+            chunk = _decode_error(_payload(event))
+        except msgspec.DecodeError:
+            return False
+        error = chunk.error
+        if error is None or chunk.choices is not None:
+            return False
+        if self.error is None:
+            self.error = StreamError(message=error) if isinstance(error, str) else error
+        return True
 
     def _is_usage(self, event: bytes) -> bool:
         """Note the usage of an event; True if it carries nothing else."""

@@ -17,6 +17,8 @@ class BreakerState(StrEnum):
     OPEN = "Open"
     HALF_OPEN = "HalfOpen"
     """One request is out to try it."""
+    DUE = "Due"
+    """The request that tried it ended without an answer: the next one tries it again."""
 
 
 class BreakerEvent(StrEnum):
@@ -32,15 +34,21 @@ class BreakerEvent(StrEnum):
 
 
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+_DUE = BreakerState.DUE
 
 # Pairs that are absent change nothing: requests that were sent before an ejection still end.
 TRANSITIONS: Final = {
     (_CLOSED, BreakerEvent.FAILED_AGAIN): _OPEN,
     (_OPEN, BreakerEvent.PROBE_SENT): _HALF_OPEN,
     (_HALF_OPEN, BreakerEvent.PROBE_SUCCEEDED): _CLOSED,
-    (_HALF_OPEN, BreakerEvent.PROBE_GIVEN_UP): _OPEN,
+    (_HALF_OPEN, BreakerEvent.PROBE_GIVEN_UP): _DUE,
     (_HALF_OPEN, BreakerEvent.FAILED): _OPEN,
     (_HALF_OPEN, BreakerEvent.FAILED_AGAIN): _OPEN,
+    (_DUE, BreakerEvent.PROBE_SENT): _HALF_OPEN,
+    (_DUE, BreakerEvent.PROBE_SUCCEEDED): _CLOSED,
+    # The probe's failure may be told after its end.
+    (_DUE, BreakerEvent.FAILED): _OPEN,
+    (_DUE, BreakerEvent.FAILED_AGAIN): _OPEN,
 }
 
 
@@ -58,14 +66,15 @@ class Breaker:
 
     def allows(self, now: float) -> bool:
         """Whether a request may go there: closed, or its time is over and no probe is out."""
-        return self.state is _CLOSED or (self.state is _OPEN and now >= self.until)
+        state = self.state
+        return state is _CLOSED or state is _DUE or (state is _OPEN and now >= self.until)
 
     def sent(self, now: float) -> bool:
         """Note a request that goes there; True where it is the probe.
 
         A request may go before the ejection is over, where nothing else is left to try.
         """
-        if self.state is not _OPEN:
+        if self.state in (_CLOSED, _HALF_OPEN):
             return False
         self._enter(BreakerEvent.PROBE_SENT, now)
         return True
@@ -97,7 +106,7 @@ class Breaker:
         if state is _CLOSED:
             self._failures = 0
             self._ejection_seconds = FIRST_EJECTION_SECONDS
-        elif state is _OPEN and event is not BreakerEvent.PROBE_GIVEN_UP:
+        elif state is _OPEN:
             self.until = now + self._ejection_seconds
             self._ejection_seconds = min(2 * self._ejection_seconds, LONGEST_EJECTION_SECONDS)
         return state is _OPEN

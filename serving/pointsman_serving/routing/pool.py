@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from pointsman_api.route_table import BackendType, PoolEntry
 from pointsman_serving.routing.breaker import Breaker
+from pointsman_serving.routing.features import refused_by
 from pointsman_serving.routing.latency import PoolLatency
 from pointsman_serving.routing.replica import ReplicaState
 from pointsman_serving.routing.ring import DualRing
@@ -73,6 +74,17 @@ class PoolState:
         if api is not Api.EMBEDDINGS or self.entry.backend is BackendType.EXTERNAL:
             return True
         return self.entry.engine not in _WITHOUT_EMBEDDINGS
+
+    def serves_features(self, features: frozenset[str]) -> bool:
+        """Whether the pool's engine may have all of them."""
+        return features.isdisjoint(refused_by(self.entry.engine))
+
+    def has_room(self, now: float) -> bool:
+        """Whether any replica could take a request now."""
+        return any(
+            not state.full and not state.draining and state.breaker.allows(now)
+            for state in self.states
+        )
 
     def find(self, key: ReplicaKey) -> ReplicaState | None:
         """A listed or draining replica."""

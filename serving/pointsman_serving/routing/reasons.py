@@ -26,6 +26,7 @@ _REJECTED: Final = {
     RejectReason.STICKY_TO_OTHER_POOL: "the conversation stays with another pool",
     RejectReason.WEIGHTED_TO_OTHER_POOL: "the weights send this conversation to another pool",
     RejectReason.API_NOT_SERVED: "its engine does not serve this endpoint",
+    RejectReason.FEATURE_NOT_SERVED: "its engine refuses a field that the request sets",
 }
 
 

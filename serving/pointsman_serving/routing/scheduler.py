@@ -32,7 +32,7 @@ from pointsman_serving.routing.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from pointsman_api.route_table import Route, RouteTable, Rule
     from pointsman_serving.routing.replica import ReplicaState
@@ -229,6 +229,11 @@ class Scheduler:
         if replica is not None and replica.breaker.failed(now, hard=hard):
             # It may come back under the same name as a new process.
             replica.cache.clear()
+
+    def has_room(self, pools: Iterable[str], *, now: float) -> bool:
+        """Whether a replica of any of the pools could take a request now."""
+        states = (self._pools.get(pool) for pool in pools)
+        return any(state is not None and state.has_room(now) for state in states)
 
     def address(self, key: ReplicaKey) -> ReplicaAddress | None:
         """Where a replica listens; None where it is not known (any more)."""

@@ -42,7 +42,7 @@ def eligible_targets(
     exclude: Container[ReplicaKey],
     now: float,
 ) -> Eligible:
-    """Apply, in this order: endpoint, context, weights, the conversation's pool."""
+    """Apply, in this order: endpoint, features, context, weights, the conversation's pool."""
     found = Eligible()
     targets = [(target, pools[target.pool]) for target in rule.targets if target.pool in pools]
     if not targets:
@@ -52,6 +52,7 @@ def eligible_targets(
     if not serving:
         return _none_left(found, targets, RejectReason.API_NOT_SERVED, Outcome.API_NOT_SERVED)
     _reject_others(found, targets, serving, RejectReason.API_NOT_SERVED)
+    serving = _with_features(found, serving, request)
     fitting = _fitting(serving, request, exclude, now)
     if not fitting:
         return _none_left(found, serving, RejectReason.CONTEXT_TOO_SMALL, Outcome.TOO_LONG)
@@ -90,6 +91,19 @@ def needed_tokens(pool: PoolState, request: RouteRequest) -> int:
     return int(pool.tokens.prompt_tokens(request.prompt.total_bytes)) + (
         request.max_output_tokens or 1
     )
+
+
+def _with_features(
+    found: Eligible, targets: list[tuple[Target, PoolState]], request: RouteRequest
+) -> list[tuple[Target, PoolState]]:
+    """Those whose engine knows what is asked; all where none does, so that one says so itself."""
+    if not request.features:
+        return targets
+    able = [pair for pair in targets if pair[1].serves_features(request.features)]
+    if not able:
+        return targets
+    _reject_others(found, targets, able, RejectReason.FEATURE_NOT_SERVED)
+    return able
 
 
 def _fitting(

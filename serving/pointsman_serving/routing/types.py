@@ -81,6 +81,8 @@ class RouteRequest:
     """The request's own objective; overrides the rule's."""
     stream: bool = True
     """False: the first token cannot be seen, so that the prefill's end is predicted instead."""
+    features: frozenset[str] = frozenset()
+    """What the body asks for that not every engine has; see ``features.features_of``."""
     arrived_at: float | None = None
     """When the gateway got the request, on the scheduler's clock; None: now. What it waited in
     the queue counts against its TTFT objective."""
@@ -97,6 +99,7 @@ class RejectReason(StrEnum):
     STICKY_TO_OTHER_POOL = "StickyToOtherPool"
     WEIGHTED_TO_OTHER_POOL = "WeightedToOtherPool"
     API_NOT_SERVED = "ApiNotServed"
+    FEATURE_NOT_SERVED = "FeatureNotServed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

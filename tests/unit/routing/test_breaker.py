@@ -8,6 +8,8 @@ from pointsman_serving.routing.breaker import (
     BreakerEvent,
     BreakerState,
 )
+from pointsman_serving.routing.scheduler import Scheduler
+from tests.unit.routing.fleet import addresses, chat, pool_entry, table_of, text
 
 
 def opened(*, now: float = 0.0) -> Breaker:
@@ -52,6 +54,47 @@ def test_ejection_doubles_up_to_a_minute_when_probes_fail() -> None:
         breaker.sent(now)
         breaker.failed(now, hard=False)
     assert lengths == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_ejection_doubles_when_the_probes_end_and_its_failure_come_in_any_order(
+    told_first: bool,
+) -> None:
+    breaker = opened()
+    lengths = []
+    for _ in range(4):
+        now = breaker.until
+        assert breaker.sent(now)
+        for told in (told_first, not told_first):
+            if told:
+                breaker.failed(now, hard=False)
+            else:
+                breaker.gave_up(now)
+        lengths.append(breaker.until - now)
+    assert lengths == [2.0, 4.0, 8.0, 16.0]
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_a_dead_replica_is_probed_a_few_times_when_it_stays_dead_for_long(told_first: bool) -> None:
+    scheduler = Scheduler(table_of(pool_entry()))
+    scheduler.set_replicas("dense", addresses("dense", "dead", "alive"), now=0.0)
+    probes = 0
+    for number in range(2_000):
+        now = number / 20
+        request = chat(text(number, 400))
+        decision = scheduler.decide(request, now=now)
+        ticket = scheduler.dispatch(request, decision, now=now)
+        if ticket.key.replica == "alive":
+            scheduler.finish(ticket, now=now, ok=True)
+            continue
+        probes += 1
+        if told_first:
+            scheduler.failed(ticket.key, now=now)
+        scheduler.finish(ticket, now=now, ok=False)
+        if not told_first:
+            scheduler.failed(ticket.key, now=now)
+    # Two until it is ejected, then after 1, 2, 4, 8, 16 and 32 s.
+    assert 4 <= probes <= 8
 
 
 def test_ejection_starts_short_again_when_a_probe_succeeded() -> None:

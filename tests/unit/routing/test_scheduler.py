@@ -593,6 +593,22 @@ def test_embeddings_are_refused_when_no_engine_serves_them() -> None:
     assert decision.reason.startswith("The endpoint embeddings is served by none of the pools")
 
 
+def test_pools_without_a_feature_are_passed_over_when_another_has_it() -> None:
+    fleet = fleet_of(pool_entry("plain", engine="Transformers"), pool_entry("full"))
+    request = chat("x", features=frozenset({"tools"}))
+    decision = fleet.scheduler.decide(request, now=0.0, explain=True)
+    assert decision.winner is not None
+    assert decision.winner.key.pool == "full"
+    reasons = {each.key.pool: each.rejected for each in decision.candidates}
+    assert reasons == {"plain": RejectReason.FEATURE_NOT_SERVED, "full": None}
+
+
+def test_a_pool_is_chosen_when_no_engine_has_the_feature() -> None:
+    fleet = fleet_of(pool_entry("plain", engine="Transformers"))
+    decision = fleet.scheduler.decide(chat("x", features=frozenset({"tools"})), now=0.0)
+    assert decision.outcome is Outcome.CHOSEN
+
+
 def test_embeddings_take_no_output_time_when_a_pool_serves_them() -> None:
     winner = scheduler_of("a").decide(chat("x", api=Api.EMBEDDINGS), now=0.0).winner
     assert winner is not None

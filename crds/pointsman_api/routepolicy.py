@@ -207,7 +207,8 @@ class ResiliencePolicy(ApiModel):
     """What happens when a replica fails."""
 
     attempts: Annotated[StrictInt, Field(ge=1, le=10)] = 2
-    """How many replicas are tried, the first included, until one sends its first token."""
+    """How many replicas are sent the request, the first included, until one sends its first
+    token. Up to eight that cannot be connected to do not count."""
     timeouts: Timeouts = Timeouts()
     """Limits of time."""
 

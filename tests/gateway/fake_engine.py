@@ -272,10 +272,11 @@ def silence() -> Behaviour:
     return run
 
 
-def reset() -> Behaviour:
+def reset(*, after: float = 0.0) -> Behaviour:
     """RST before any byte."""
 
     async def run(call: Call) -> None:
+        await asyncio.sleep(after)
         call.reset()
 
     return run

@@ -19,9 +19,9 @@ from pointsman_api.route_table import (
 )
 from pointsman_serving.gateway.discovery import (
     RayServeSource,
-    external_addresses,
     serve_addresses,
 )
+from pointsman_serving.gateway.external import external_addresses
 from pointsman_serving.gateway.server import Gateway
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.routing.types import ReplicaAddress, ReplicaKey

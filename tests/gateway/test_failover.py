@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 
+from pointsman_api.route_table import Overload
 from pointsman_serving.routing.breaker import BreakerState
 from tests.gateway.fake_engine import (
     DONE,
@@ -67,6 +69,39 @@ async def test_failover_is_invisible_when_a_replica_fails_before_its_answer(
         assert reply.status == 200
         assert gateway.metrics.retries == {label: 1}
     assert len(engine.calls) == len(other.calls) == 1
+
+
+async def test_answer_comes_when_more_replicas_are_gone_than_there_are_attempts(
+    engine: FakeEngine,
+) -> None:
+    gone = [FakeEngine(name) for name in ("x", "y", "z")]
+    async with AsyncExitStack() as stack:
+        for each in gone:
+            await stack.enter_async_context(each.running())
+        async with gateway_to(engine, *gone) as gateway:
+            for each in gone:
+                await each.stop()
+            for number in range(8):
+                assert 200 == (await ask(gateway, post(chat(text=f"question {number}")))).status
+
+
+async def test_retried_request_outlasts_the_queue_s_limit_when_the_others_are_full(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    table = table_of(
+        slots=1,
+        overload=Overload(max_queue_seconds=0.2),
+        resilience=dataclasses.replace(FAST, first_token_timeout_seconds=5.0),
+    )
+    async with gateway_to(engine, other, table=table, slots=1) as gateway:
+        fail_first([engine, other], reset(after=0.2))
+        engine.behaviour = other.behaviour = answer(delay=1.0)
+        # One slot and one of credit at each: the one that fails finds the other replica full.
+        replies = await asyncio.gather(
+            *(ask(gateway, post(chat(text=f"question {number}"))) for number in range(4))
+        )
+        assert [200] * 4 == [reply.status for reply in replies]
+        assert 1 == sum(gateway.metrics.retries.values())
 
 
 async def test_failover_is_invisible_when_a_replica_is_killed(

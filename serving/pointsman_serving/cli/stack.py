@@ -22,7 +22,6 @@ from pointsman_serving.cluster.status import PoolState, PoolStatus
 from pointsman_serving.gateway.discovery import (
     Publish,
     RayServeSource,
-    StaticSource,
     application_name,
 )
 from pointsman_serving.gateway.server import Gateway, ListenError
@@ -178,7 +177,7 @@ async def running_stack(
     # running requests still have their replicas.
     async with contextlib.AsyncExitStack() as below, contextlib.AsyncExitStack() as above:
         try:
-            await above.enter_async_context(gateway.running([StaticSource(), source]))
+            await above.enter_async_context(gateway.running([source]))
         except ListenError as error:
             raise UsageError(str(error.strerror)) from error
         ray = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import aiohttp
 import structlog
@@ -31,52 +30,6 @@ class ReplicaSource(Protocol):
         Args:
             table: the route table that is in force now; it may change at any time.
         """
-
-
-class StaticSource:
-    """Finds nothing: the gateway takes external pools from its route table by itself."""
-
-    async def run(self, table: Callable[[], RouteTable], publish: Publish) -> None:
-        """See :class:`ReplicaSource`."""
-        await asyncio.Event().wait()
-
-
-def external_addresses(pool: PoolEntry) -> tuple[ReplicaAddress, ...]:
-    """The replicas of an external pool.
-
-    Raises:
-        ValueError: an address is no http(s) URL.
-    """
-    addresses: list[ReplicaAddress] = []
-    for endpoint in pool.external_endpoints:
-        if not (endpoint.url.isascii() and endpoint.url.isprintable() and " " not in endpoint.url):
-            raise ValueError(
-                f"pool {pool.name}: {endpoint.url!r} has characters that no request can carry; "
-                "write the host in punycode and the path percent-encoded"
-            )
-        parts = urlsplit(endpoint.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"pool {pool.name}: {endpoint.url!r} is not an http or https URL, "
-                "such as https://host/v1"
-            )
-        tls = parts.scheme == "https"
-        # The name of a life: an address that stays the same keeps what was learned about it.
-        name = f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-        if any(other.key.replica == name for other in addresses):
-            name = f"{name}:{endpoint.model_name}"
-        addresses.append(
-            ReplicaAddress(
-                key=ReplicaKey(pool.name, name),
-                host=parts.hostname,
-                port=parts.port or (443 if tls else 80),
-                tls=tls,
-                base_path=parts.path.rstrip("/"),
-                model_name=endpoint.model_name,
-                sequence_slots=pool.sequence_slots,
-            )
-        )
-    return tuple(addresses)
 
 
 class RayServeSource:

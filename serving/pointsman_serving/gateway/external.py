@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import structlog
 
 from pointsman_api.route_table import BackendType, CredentialReference, PoolEntry
 from pointsman_serving.gateway.credentials import CredentialError, Credentials
-from pointsman_serving.gateway.discovery import external_addresses
-from pointsman_serving.routing.types import ReplicaAddress
+from pointsman_serving.routing.types import ReplicaAddress, ReplicaKey
 
 log = structlog.get_logger(__name__)
 
@@ -91,3 +91,41 @@ class ExternalPools:
     def unusable(self, pools: Iterable[str]) -> list[str]:
         """Those of the pools that cannot be used by their operator's mistake."""
         return [name for name in pools if name in self._problems and name not in self._usable]
+
+
+def external_addresses(pool: PoolEntry) -> tuple[ReplicaAddress, ...]:
+    """The replicas of an external pool.
+
+    Raises:
+        ValueError: an address is no http(s) URL.
+    """
+    addresses: list[ReplicaAddress] = []
+    for endpoint in pool.external_endpoints:
+        if not (endpoint.url.isascii() and endpoint.url.isprintable() and " " not in endpoint.url):
+            raise ValueError(
+                f"pool {pool.name}: {endpoint.url!r} has characters that no request can carry; "
+                "write the host in punycode and the path percent-encoded"
+            )
+        parts = urlsplit(endpoint.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"pool {pool.name}: {endpoint.url!r} is not an http or https URL, "
+                "such as https://host/v1"
+            )
+        tls = parts.scheme == "https"
+        # The name of a life: an address that stays the same keeps what was learned about it.
+        name = f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        if any(other.key.replica == name for other in addresses):
+            name = f"{name}:{endpoint.model_name}"
+        addresses.append(
+            ReplicaAddress(
+                key=ReplicaKey(pool.name, name),
+                host=parts.hostname,
+                port=parts.port or (443 if tls else 80),
+                tls=tls,
+                base_path=parts.path.rstrip("/"),
+                model_name=endpoint.model_name,
+                sequence_slots=pool.sequence_slots,
+            )
+        )
+    return tuple(addresses)

@@ -38,6 +38,8 @@ CLIENT_CLOSED = 499
 """The code under which requests are counted whose client left first."""
 
 _NO_LIMIT = 1 << 62
+_MOST_UNREACHED = 8
+"""Replicas that could not be connected to and do not count as attempts."""
 
 # Characters of a replica's own message that are passed on.
 _ERROR_SHOWN = 2000
@@ -70,6 +72,7 @@ class Relay:
         latest = started + rule.resilience.request_timeout_seconds
         self._deadline = Deadline(plane.loop.call_later, plane.clock, self._late, latest=latest)
         self._attempts = 0
+        self._unreached = 0
         self.excluded: set[ReplicaKey] = set()
         """The replicas that have failed this request."""
         self._failure: ApiError | None = None
@@ -116,7 +119,11 @@ class Relay:
             self._fail(self._plane.queue_full(self.rule_key, self._rule))
             return
         self.phase = Phase.QUEUED
-        self._deadline.set(overload.max_queue_seconds, now)
+        limit_seconds = overload.max_queue_seconds
+        if again:
+            # Nor for waiting: it would have its answer, had its replica not failed.
+            limit_seconds = max(limit_seconds, self._rule.resilience.first_token_timeout_seconds)
+        self._deadline.set(limit_seconds, now)
 
     # Attempts.
 
@@ -207,7 +214,10 @@ class Relay:
         )
         self._failure_label = label
         self._failure = error or self._plane.upstream_failed(reason, self._attempts)
-        if self._attempts < self._rule.resilience.attempts:
+        if label == "connect" and self._unreached < _MOST_UNREACHED:
+            # The request was sent to nobody: that is no attempt at answering it.
+            self._unreached += 1
+        if self._attempts - self._unreached < self._rule.resilience.attempts:
             self._choose()
         else:
             self._fail(self._failure)

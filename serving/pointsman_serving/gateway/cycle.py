@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar, Protocol
 
+import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from pointsman_serving.gateway.headers import Header
 from pointsman_serving.gateway.held import HeldBytes
-from pointsman_serving.gateway.openai import ApiError
+from pointsman_serving.gateway.intake import accept
+from pointsman_serving.gateway.openai import ApiError, bodies_full, body_too_large, internal_error
+from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.gateway.relay import Relay
+from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.routing.types import Api
+
+log = structlog.get_logger(__name__)
 
 
 class Wire(Protocol):
@@ -91,13 +97,18 @@ class HotCycle:
         self.response_complete = False
         self._chunked = False
 
-    def hold(self, piece: bytes) -> bool:
-        """Keep a piece of the body; False where the gateway holds too many bytes already."""
+    def take(self, piece: bytes, settings: GatewaySettings) -> ApiError | None:
+        """Keep a piece of the body; the answer to the request where it is too much."""
+        self.size += len(piece)
+        if self.size > settings.max_body_bytes:
+            self.release()
+            return body_too_large(settings.max_body_bytes)
         if not self._budget.take(len(piece)):
-            return False
+            self.release()
+            return bodies_full(settings.retry_after_seconds)
         self._held += len(piece)
         self.body.append(piece)
-        return True
+        return None
 
     def release(self) -> None:
         """The body is needed no more: a reply begins, or nobody waits for one."""
@@ -105,7 +116,22 @@ class HotCycle:
         self._budget.give_back(self._held)
         self._held = 0
 
-    # The client's side of an exchange (relay.ClientReply).
+    def route(self, plane: DataPlane) -> None:
+        """Hand the request, which is whole, to the data plane."""
+        body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        self.body = []
+        relay = accept(plane, self, self.api, self.headers, body)
+        if relay is None:
+            return
+        self.relay = relay
+        try:
+            relay.begin()
+        except Exception:
+            # httptools would turn it into a parser error, and the cause would be lost.
+            log.exception("request failed", request_id=relay.request.request_id)
+            relay.stop(internal_error())
+
+    # The client's side of an exchange (reply.ClientReply).
 
     @property
     def paused(self) -> bool:
@@ -173,3 +199,14 @@ class HotCycle:
         self.response_complete = True
         self.relay = None
         self._wire.hot_complete(self)
+
+
+def bare_reply(error: ApiError) -> bytes:
+    """The bytes that answer what never became a request; the connection ends with them."""
+    body = error.body()
+    return (
+        STATUS_LINE[error.status]
+        + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        + b"connection: close\r\n\r\n"
+        + body
+    )

@@ -16,34 +16,27 @@ from typing import Any, ClassVar
 import httptools
 import structlog
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from pointsman_serving.gateway.cycle import HotCycle
+from pointsman_serving.gateway.cycle import HotCycle, bare_reply
 from pointsman_serving.gateway.headers import request_id_of
+from pointsman_serving.gateway.intake import refuse
+from pointsman_serving.gateway.lingering import Lingering
 from pointsman_serving.gateway.openai import (
     ApiError,
-    bodies_full,
     body_too_large,
-    internal_error,
     read_timeout,
     shutting_down,
 )
+from pointsman_serving.gateway.pace import ReadPace
 from pointsman_serving.gateway.plane import DataPlane
+from pointsman_serving.gateway.upgrade import PastHead, head_without_upgrade
 from pointsman_serving.routing.types import Api
 
 log = structlog.get_logger(__name__)
 
 HOT_PATHS = {f"/v1/{api.value}".encode("ascii"): api for api in Api}
-
-# How long, and for how many bytes, the rest of a refused body is read and dropped: closing
-# with unread bytes would reset the connection, and the client would never see the answer.
-_LINGER_SECONDS = 2.0
-_LINGER_BYTES = 64 * 1024 * 1024
 
 # The parser keeps a head and trailers in memory and has no limit of its own. What a single read
 # brings comes on top.
@@ -67,18 +60,13 @@ class HotProtocol(HttpToolsProtocol):
         """The hot request that is being read."""
         self._replying: HotCycle | None = None
         """The hot request whose turn it is."""
-        self._lingering: asyncio.TimerHandle | None = None
-        self._lingered_bytes = 0
+        self._lingering: Lingering | None = None
         self._in_head = False
         self._bare_bytes = 0
         """Bytes read since the last that were of a body: heads, trailers and chunks' sizes."""
         self._receiving = False
         """Whether a request has begun and is not whole."""
-        self._began_at = 0.0
-        """When the head began, or the body after it."""
-        self._came_at = 0.0
-        """When the last piece of the body came."""
-        self._read_timer: asyncio.TimerHandle | None = None
+        self._pace = ReadPace(self.loop.call_later, self.plane.settings, self._check_pace)
         self._stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -93,9 +81,7 @@ class HotProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser, unless the connection only waits for its end."""
         if self._lingering is not None:
-            self._lingered_bytes += len(data)
-            if self._lingered_bytes > _LINGER_BYTES:
-                self.transport.close()
+            self._lingering.drop(data)
             return
         self._unset_keepalive_if_required()
         if self._bare_bytes > _MAX_HEAD_BYTES:
@@ -111,11 +97,9 @@ class HotProtocol(HttpToolsProtocol):
                 self._read_without_upgrade(self._hot, data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse_connection(str(error))
-        if self._receiving and self._read_timer is None:
+        if self._receiving:
             # Requests that come in one read, nearly all of them, need no timer.
-            self._read_timer = self.loop.call_later(
-                self.plane.settings.request_read_seconds, self._check_pace
-            )
+            self._pace.watch()
 
     def on_message_begin(self) -> None:
         """Start a request; uvicorn's scope is only made when it is needed."""
@@ -125,7 +109,7 @@ class HotProtocol(HttpToolsProtocol):
         self._hot = None
         self._in_head = self._receiving = True
         self._bare_bytes = 0
-        self._began_at = self._came_at = self.loop.time()
+        self._pace.began_at = self._pace.came_at = self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, but no trailer: it would change what has been decided on the head."""
@@ -135,7 +119,7 @@ class HotProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Tell the hot paths from the others."""
         self._in_head = False
-        self._began_at = self._came_at = self.loop.time()
+        self._pace.began_at = self._pace.came_at = self.loop.time()
         if self._lingering is not None:
             # What follows a refused body in the same read gets no answer.
             self._hot = HotCycle(
@@ -188,21 +172,16 @@ class HotProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Collect a hot body up to the limit."""
         self._bare_bytes = 0
-        self._came_at = self.loop.time()
+        self._pace.came_at = self.loop.time()
         cycle = self._hot
         if cycle is None:
             super().on_body(body)
             return
         if cycle.refused is not None or cycle.response_complete:
             return
-        cycle.size += len(body)
-        settings = self.plane.settings
-        if cycle.size > settings.max_body_bytes:
-            cycle.release()
-            self._refuse(cycle, body_too_large(settings.max_body_bytes))
-        elif not cycle.hold(body):
-            cycle.release()
-            self._refuse(cycle, bodies_full(settings.retry_after_seconds))
+        error = cycle.take(body, self.plane.settings)
+        if error is not None:
+            self._refuse(cycle, error)
 
     def on_message_complete(self) -> None:
         """Route a hot request as soon as it is whole and its turn has come."""
@@ -212,7 +191,7 @@ class HotProtocol(HttpToolsProtocol):
             return
         self._receiving = False
         self._bare_bytes = 0
-        self._stop_timer()
+        self._pace.stop()
         if cycle is None:
             super().on_message_complete()
         else:
@@ -221,51 +200,31 @@ class HotProtocol(HttpToolsProtocol):
     def _whole(self, cycle: HotCycle) -> None:
         cycle.whole = True
         if cycle.active and not cycle.response_complete:
-            self._accept(cycle)
+            cycle.route(self.plane)
 
     def _read_without_upgrade(self, cycle: HotCycle, rest: bytes) -> None:
-        """Ignore an Upgrade, as a server may, and read the body that follows.
-
-        Java's HTTP client offers ``Upgrade: h2c`` with every first request.
-        """
-        url, headers = self.url, cycle.headers
-        head = [b"POST " + url + (b" HTTP/1.0\r\n" if cycle.http10 else b" HTTP/1.1\r\n")]
-        head += [
-            name + b": " + value + b"\r\n"
-            for name, value in headers
-            if name in (b"content-length", b"transfer-encoding")
-        ]
-        self.parser = httptools.HttpRequestParser(_BodyOf(self))
+        """Read the body that follows."""
+        head = head_without_upgrade(self.url, cycle.headers, http10=cycle.http10)
+        self.parser = httptools.HttpRequestParser(PastHead(self))
         try:
-            self.parser.feed_data(b"".join([*head, b"\r\n"]))
+            self.parser.feed_data(head)
             self.parser.feed_data(rest)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._refuse_connection(str(error))
 
     # A client that sends too slowly.
 
-    def _stop_timer(self) -> None:
-        if self._read_timer is not None:
-            self._read_timer.cancel()
-            self._read_timer = None
-
     def _check_pace(self) -> None:
-        """End a request that does not come; one timer for all of it, not one per read."""
-        self._read_timer = None
+        """End a request that does not come."""
         if not self._receiving or self._lingering is not None or self.transport.is_closing():
             return
-        settings = self.plane.settings
         now = self.loop.time()
         earlier = self._in_head and self.cycle is not None and not self.cycle.response_complete
         if self.flow.read_paused or earlier:
             # We do not read, or an earlier reply is under way, which must not be cut.
-            self._began_at = self._came_at = now
-        limit, due = settings.request_read_seconds, self._came_at + settings.request_read_seconds
-        if not self._in_head and self._began_at + settings.body_read_seconds < due:
-            limit, due = settings.body_read_seconds, self._began_at + settings.body_read_seconds
-        if now < due:
-            self._read_timer = self.loop.call_later(due - now, self._check_pace)
-        else:
+            self._pace.began_at = self._pace.came_at = now
+        limit = self._pace.overdue(now, in_head=self._in_head)
+        if limit is not None:
             self._refuse_half(read_timeout(limit))
 
     def _refuse_half(self, error: ApiError) -> None:
@@ -322,21 +281,7 @@ class HotProtocol(HttpToolsProtocol):
         if cycle.expects_continue and not cycle.whole:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if cycle.whole:
-            self._accept(cycle)
-
-    def _accept(self, cycle: HotCycle) -> None:
-        body = cycle.body[0] if len(cycle.body) == 1 else b"".join(cycle.body)
-        cycle.body = []
-        relay = self.plane.accept(cycle, cycle.api, cycle.headers, body)
-        if relay is None:
-            return
-        cycle.relay = relay
-        try:
-            relay.begin()
-        except Exception:
-            # httptools would turn it into a parser error, and the cause would be lost.
-            log.exception("request failed", request_id=relay.request.request_id)
-            relay.stop(internal_error())
+            cycle.route(self.plane)
 
     @property
     def write_paused(self) -> bool:
@@ -360,16 +305,17 @@ class HotProtocol(HttpToolsProtocol):
             return
         cycle.keep_alive = False
         # Set before the answer is whole, which would close the connection.
-        self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+        self._lingering = Lingering(self.loop, self.transport)
         request_id = request_id_of(cycle.headers, self.plane.new_id)
-        self.plane.refuse(cycle, error, request_id, api=cycle.api, started=self.plane.clock())
+        started = self.plane.clock()
+        refuse(self.plane, cycle, error, request_id, api=cycle.api, started=started)
         self._linger()
 
     def _linger(self) -> None:
         """End our half, and read and drop what still comes until the client ends its own."""
         self.flow.resume_reading()
         if self._lingering is None:
-            self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+            self._lingering = Lingering(self.loop, self.transport)
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -381,18 +327,12 @@ class HotProtocol(HttpToolsProtocol):
 
     def _end_with(self, error: ApiError) -> None:
         """Answer on the bare connection and close it; where a reply is under way, only close."""
-        self._stop_timer()
+        self._pace.stop()
         reading = self._hot is not None and self._hot is self._replying
         if self.cycle is not None and not self.cycle.response_complete and not reading:
             self.transport.close()
         else:
-            body = error.body()
-            self.transport.write(
-                STATUS_LINE[error.status]
-                + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
-                + b"connection: close\r\n\r\n"
-                + body
-            )
+            self.transport.write(bare_reply(error))
             self._linger()
 
     # The connection.
@@ -401,7 +341,7 @@ class HotProtocol(HttpToolsProtocol):
         """Stop the work for a client that has left."""
         if self._lingering is not None:
             self._lingering.cancel()
-        self._stop_timer()
+        self._pace.stop()
         for waiting in (self._hot, self._replying, *(cycle for cycle, _ in self.pipeline)):
             if isinstance(waiting, HotCycle):
                 waiting.release()
@@ -426,37 +366,6 @@ class HotProtocol(HttpToolsProtocol):
         super().resume_writing()
         if self._replying is not None and self._replying.relay is not None:
             self._replying.relay.client_resumed()
-
-
-class _BodyOf:
-    """Parser callbacks for the body of a request whose head has been read before."""
-
-    def __init__(self, protocol: HotProtocol) -> None:
-        self._protocol = protocol
-        self._head = True
-
-    def on_message_begin(self) -> None:
-        if not self._head:
-            self._protocol.on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        if not self._head:
-            self._protocol.on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._head:
-            self._protocol.on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        if not self._head:
-            self._protocol.on_headers_complete()
-        self._head = False
-
-    def on_body(self, body: bytes) -> None:
-        self._protocol.on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._protocol.on_message_complete()
 
 
 def hot_protocol(plane: DataPlane) -> type[HotProtocol]:

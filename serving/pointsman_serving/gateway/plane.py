@@ -6,30 +6,21 @@ import asyncio
 import time
 from collections.abc import Callable, Container, Sequence
 
-import structlog
-
 from pointsman_api.route_table import BackendType, CacheIsolation, RouteTable, Rule
 from pointsman_serving.gateway import openai
-from pointsman_serving.gateway.admission import Admission, RuleKey
-from pointsman_serving.gateway.body import RequestBody, parse_body
+from pointsman_serving.gateway.admission import Admission
+from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.credentials import Credentials
+from pointsman_serving.gateway.dispatcher import Dispatcher, Routed
 from pointsman_serving.gateway.endpoint import Endpoint
 from pointsman_serving.gateway.external import ExternalPools
-from pointsman_serving.gateway.headers import (
-    Header,
-    RequestHeaders,
-    parse_headers,
-    request_id_of,
-    routed_lines,
-)
+from pointsman_serving.gateway.headers import RequestHeaders
 from pointsman_serving.gateway.held import HeldBytes
 from pointsman_serving.gateway.isolation import cache_salt, isolation_of, route_request
-from pointsman_serving.gateway.metrics import OTHER, Metrics
-from pointsman_serving.gateway.openai import ApiError, BadRequestError
+from pointsman_serving.gateway.metrics import Metrics
+from pointsman_serving.gateway.openai import ApiError
 from pointsman_serving.gateway.phase import Phase
 from pointsman_serving.gateway.readings import Readings
-from pointsman_serving.gateway.relay import Relay
-from pointsman_serving.gateway.reply import ClientReply, send_error
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.gateway.upstream import Upstreams
 from pointsman_serving.routing.scheduler import Scheduler
@@ -42,12 +33,7 @@ from pointsman_serving.routing.types import (
     RouteRequest,
 )
 
-log = structlog.get_logger(__name__)
-
 _CREDENTIALS_SECONDS = 5.0
-
-# How many waiters of a rule may be passed over for those behind them: each costs a decision.
-_PASSED_OVER = 64
 
 # How often those who wait are looked at though nothing told us to: an ejected replica comes
 # back by time alone.
@@ -80,8 +66,15 @@ class DataPlane:
         self.loop = loop
         self.clock = clock
         self.new_id = new_id
-        self.admission: Admission[Relay] = Admission()
-        self.relays: set[Relay] = set()
+        self.admission: Admission[Routed] = Admission()
+        self.dispatcher = Dispatcher(
+            self.admission,
+            scheduler,
+            retry_after_seconds=settings.retry_after_seconds,
+            loop=loop,
+            clock=clock,
+        )
+        self.relays: set[Routed] = set()
         self.replicas: dict[str, tuple[ReplicaAddress, ...]] = {}
         self._told: dict[str, tuple[ReplicaAddress, ...]] = {}
         self.upstreams = Upstreams(
@@ -91,7 +84,6 @@ class DataPlane:
         )
         self.bodies = HeldBytes(settings.max_held_body_bytes)
         self._external = ExternalPools(credentials)
-        self._wake_due = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._credentials_due = 0.0
         metrics.readings = self.readings
@@ -123,7 +115,7 @@ class DataPlane:
                 # What was sent to a provider must not be sent as to a replica of our own.
                 self._publish(name, ())
         self.refresh_credentials()
-        self.wake_soon()
+        self.dispatcher.wake_soon()
 
     def set_replicas(self, pool: str, addresses: Sequence[ReplicaAddress]) -> None:
         """The replicas of a pool, all of them; the same list again changes nothing.
@@ -141,7 +133,7 @@ class DataPlane:
         self.replicas[pool] = self._told[pool] = listed
         self.scheduler.set_replicas(pool, addresses, now=self.clock())
         self.upstreams.retain(pool, addresses)
-        self.wake_soon()
+        self.dispatcher.wake_soon()
 
     def refresh_credentials(self) -> None:
         """Read the keys of external pools; those without a readable one have no replicas."""
@@ -155,68 +147,6 @@ class DataPlane:
         return entry is not None and entry.backend is BackendType.EXTERNAL
 
     # Requests.
-
-    def accept(
-        self, reply: ClientReply, api: Api, raw_headers: Sequence[Header], raw_body: bytes
-    ) -> Relay | None:
-        """Take a whole request; None where it has been answered already."""
-        started = self.clock()
-        request_id = request_id_of(raw_headers, self.new_id)
-        relay = None
-        model = OTHER
-        try:
-            headers = parse_headers(raw_headers, request_id)
-            body = parse_body(raw_body)
-            if body.model in self.table.routes:
-                model = body.model
-            relay = self._relay(reply, api, headers, body, started)
-        except BadRequestError as error:
-            refused = error.error
-        except Exception:
-            log.exception("request failed", request_id=request_id)
-            refused = openai.internal_error()
-        if relay is None:
-            self.refuse(reply, refused, request_id, model=model, api=api, started=started)
-            return None
-        return relay
-
-    def refuse(
-        self,
-        reply: ClientReply,
-        error: ApiError,
-        request_id: str,
-        *,
-        model: str = OTHER,
-        api: Api,
-        started: float,
-    ) -> None:
-        """Answer a request that will not be routed, and count it."""
-        send_error(reply, error, routed_lines(request_id, None))
-        self.metrics.series(model, "", api).ended(error.status, self.clock() - started)
-
-    def _relay(
-        self,
-        reply: ClientReply,
-        api: Api,
-        headers: RequestHeaders,
-        body: RequestBody,
-        started: float,
-    ) -> Relay:
-        request, found = self.route(api, headers, body)
-        if found is None:
-            decision = self.decide(request, started, ())
-            raise BadRequestError(self.refusal(decision, body.model))
-        policy, rule = found
-        return Relay(
-            self,
-            reply,
-            request=request,
-            headers=headers,
-            body=body,
-            rule=rule,
-            policy=policy,
-            started=started,
-        )
 
     def route(
         self, api: Api, headers: RequestHeaders, body: RequestBody
@@ -289,81 +219,6 @@ class DataPlane:
         )
         return endpoint.request(request.api, lines, content)
 
-    # Those who wait.
-
-    def wake_soon(self) -> None:
-        """Look at the queues in the next turn of the loop: there may be room."""
-        if not self._wake_due and len(self.admission):
-            self._wake_due = True
-            self.loop.call_soon(self._wake)
-
-    def queue_full(self, key: RuleKey, rule: Rule) -> ApiError:
-        """The answer to a request for which the rule's queue has no room."""
-        limit = rule.overload.max_queued_requests
-        return openai.queue_full(limit, self._wait_estimate(key, rule))
-
-    def upstream_failed(self, reason: str, attempts: int) -> ApiError:
-        """The answer to a request that no replica could answer."""
-        return openai.upstream_failed(
-            reason, attempts=attempts, retry_after_seconds=self.settings.retry_after_seconds
-        )
-
-    def queue_timeout(self, key: RuleKey, rule: Rule) -> ApiError:
-        """The answer to a request that has waited for as long as the rule allows."""
-        limit = rule.overload.max_queue_seconds
-        return openai.queue_timeout(limit, self._wait_estimate(key, rule))
-
-    def _wait_estimate(self, key: RuleKey, rule: Rule) -> float:
-        return self.admission.wait_estimate_seconds(
-            key,
-            default=self.settings.retry_after_seconds,
-            most=max(rule.overload.max_queue_seconds, 1.0),
-        )
-
-    def _wake(self) -> None:
-        self._wake_due = False
-        for rule in self.admission.rules():
-            self._drain(rule)
-
-    def may_go_first(self, relay: Relay) -> bool:
-        """Whether a newcomer may be sent though others of its rule wait.
-
-        Those who could use the room go before it. Where more wait than are looked at, it waits
-        behind them.
-        """
-        decision = self.decide(relay.request, self.clock(), relay.excluded)
-        if decision.outcome is Outcome.WAIT:
-            return False
-        if decision.outcome is Outcome.CHOSEN:
-            self._drain(relay.rule_key)
-        return self.admission.depth(relay.rule_key) <= _PASSED_OVER
-
-    def _drain(self, rule: RuleKey) -> None:
-        """Let go who can, in the order of arrival.
-
-        Who waits for a pool that is full (by its weights, its conversation or what it tried
-        already) must not keep those behind it from another pool.
-        """
-        passed_over = 0
-        while passed_over < _PASSED_OVER:
-            relay = next(iter(self.admission.first(rule, passed_over + 1)[passed_over:]), None)
-            if relay is None:
-                return
-            now = self.clock()
-            decision = self.decide(relay.request, now, relay.excluded)
-            if decision.outcome is Outcome.WAIT:
-                if not self.scheduler.has_room(relay.pools, now=now):
-                    return
-                passed_over += 1
-                continue
-            self.admission.admit(rule, relay, now=now)
-            try:
-                relay.take(decision, now)
-            except Exception:
-                # One request must not keep those behind it waiting.
-                log.exception("request failed", request_id=relay.request.request_id)
-                relay.stop(openai.internal_error())
-
     # Life.
 
     def start(self) -> None:
@@ -374,7 +229,7 @@ class DataPlane:
         self.upstreams.close_stale()
         if self.clock() >= self._credentials_due:
             self.refresh_credentials()
-        self.wake_soon()
+        self.dispatcher.wake_soon()
         self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def stop(self) -> None:

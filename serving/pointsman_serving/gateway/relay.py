@@ -9,40 +9,32 @@ be tried again on another replica.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import structlog
 
 from pointsman_api.route_table import Rule
 from pointsman_serving.gateway import openai
-from pointsman_serving.gateway.assignment import Assignment
+from pointsman_serving.gateway.attempts import Attempts
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.connection import UpstreamConnection
 from pointsman_serving.gateway.deadline import Deadline
 from pointsman_serving.gateway.endpoint import Endpoint
+from pointsman_serving.gateway.failure import Failure, no_connection, refusal_in_stream
 from pointsman_serving.gateway.headers import Header, RequestHeaders, reply_lines, routed_lines
+from pointsman_serving.gateway.limits import first_token_seconds, next_token_seconds, queue_seconds
 from pointsman_serving.gateway.openai import ApiError
 from pointsman_serving.gateway.phase import Phase
+from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.gateway.reading import Reading
 from pointsman_serving.gateway.reply import ClientReply, send_error
 from pointsman_serving.gateway.reply_head import ReplyHead
 from pointsman_serving.gateway.sse import StreamError
-from pointsman_serving.routing.types import Decision, Outcome, ReplicaKey, RouteRequest, Usage
-
-if TYPE_CHECKING:
-    from pointsman_serving.gateway.plane import DataPlane
+from pointsman_serving.routing.types import Decision, Outcome, RouteRequest, Usage
 
 log = structlog.get_logger(__name__)
 
 CLIENT_CLOSED = 499
 """The code under which requests are counted whose client left first."""
-
-_NO_LIMIT = 1 << 62
-_MOST_UNREACHED = 8
-"""Replicas that could not be connected to and do not count as attempts."""
-
-# Characters of a replica's own message that are passed on.
-_ERROR_SHOWN = 2000
 
 
 class Relay:
@@ -71,17 +63,10 @@ class Relay:
         self._started = started
         latest = started + rule.resilience.request_timeout_seconds
         self._deadline = Deadline(plane.loop.call_later, plane.clock, self._late, latest=latest)
-        self._attempts = 0
-        self._unreached = 0
-        self.excluded: set[ReplicaKey] = set()
-        """The replicas that have failed this request."""
-        self._failure: ApiError | None = None
-        self._failure_label = ""
-        self._assignment: Assignment | None = None
-        self._external = False
-        """Whether it was sent to somebody else's endpoint last."""
+        # Set for every token, so looked up once.
+        self._next_token_seconds = next_token_seconds(rule, stream=request.stream)
+        self._attempts = Attempts(plane, request, rule)
         self._error_told = False
-        self._endpoint: Endpoint | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._connection: UpstreamConnection | None = None
         self._head: ReplyHead | None = None
@@ -91,15 +76,17 @@ class Relay:
 
     def begin(self) -> None:
         """Start: behind those who wait for the same room already, else at once."""
-        self._plane.relays.add(self)
-        if self._plane.admission.depth(self.rule_key) and not self._plane.may_go_first(self):
-            self._queue(self._plane.clock())
+        plane = self._plane
+        plane.relays.add(self)
+        if plane.admission.depth(self.rule_key) and not plane.dispatcher.may_go_first(self):
+            self._queue(plane.clock())
         else:
-            self._choose()
+            now = plane.clock()
+            self.take(self.decide(now), now)
 
-    def _choose(self) -> None:
-        now = self._plane.clock()
-        self.take(self._plane.decide(self.request, now, self.excluded), now)
+    def decide(self, now: float) -> Decision:
+        """Ask the scheduler what to do with it now."""
+        return self._plane.decide(self.request, now, self._attempts.excluded)
 
     def take(self, decision: Decision, now: float) -> None:
         """Act on a decision."""
@@ -108,40 +95,25 @@ class Relay:
         elif decision.outcome is Outcome.WAIT:
             self._queue(now)
         else:
-            self._fail(self._failure or self._plane.refusal(decision, self.request.model))
+            self._fail(self._attempts.error or self._plane.refusal(decision, self.request.model))
 
     def _queue(self, now: float) -> None:
-        overload = self._rule.overload
-        # Who was let through once is not turned away for being many, and waits in front.
-        again = self._attempts > 0
-        limit = _NO_LIMIT if again else overload.max_queued_requests
-        if not self._plane.admission.join(self.rule_key, self, limit=limit, now=now, front=again):
-            self._fail(self._plane.queue_full(self.rule_key, self._rule))
+        again = self._attempts.begun > 0
+        full = self._plane.dispatcher.join(self, self._rule, now=now, again=again)
+        if full is not None:
+            self._fail(full)
             return
         self.phase = Phase.QUEUED
-        limit_seconds = overload.max_queue_seconds
-        if again:
-            # Nor for waiting: it would have its answer, had its replica not failed.
-            limit_seconds = max(limit_seconds, self._rule.resilience.first_token_timeout_seconds)
-        self._deadline.set(limit_seconds, now)
+        self._deadline.set(queue_seconds(self._rule, again=again), now)
 
     # Attempts.
 
     def _dispatch(self, decision: Decision) -> None:
-        winner = decision.winner
-        address = None if winner is None else self._plane.scheduler.address(winner.key)
-        if address is None:
-            self._fail(self._plane.upstream_failed("the chosen replica left", self._attempts))
-            return
-        if self._attempts:
-            self._plane.metrics.retried(self._failure_label)
-        self._attempts += 1
-        self._external = self._plane.is_external(address.key.pool)
-        self._assignment = Assignment(
-            self._plane.scheduler, self.request, decision, self._plane.clock
-        )
-        self._endpoint = self._plane.upstreams.endpoint(address)
-        self._connect(self._endpoint, fresh=False)
+        endpoint = self._attempts.begin(decision)
+        if endpoint is None:
+            self._fail(self._attempts.unanswered("the chosen replica left"))
+        else:
+            self._connect(endpoint, fresh=False)
 
     def _connect(self, endpoint: Endpoint, *, fresh: bool) -> None:
         self.phase = Phase.CONNECTING
@@ -163,13 +135,7 @@ class Relay:
             self.lost("the connection closed at once", untouched=False)
             return
         self._connection = connection
-        limits = self._rule.resilience
-        # A whole answer begins when it ends: only the whole request's limit says that it is late.
-        limit = (
-            limits.first_token_timeout_seconds
-            if self.request.stream
-            else limits.request_timeout_seconds
-        )
+        limit = first_token_seconds(self._rule, stream=self.request.stream)
         self._deadline.set(limit, self._plane.clock())
         try:
             request = self._plane.upstream_request(
@@ -178,7 +144,7 @@ class Relay:
                 self._headers,
                 self._body,
                 self._rule,
-                external=self._external,
+                external=self._attempts.external,
             )
         except RecursionError:
             self._fail(openai.nested_too_deeply())
@@ -189,42 +155,18 @@ class Relay:
         """No connection: the next replica."""
         self._connecting = None
         if self.phase is Phase.CONNECTING:
-            self._attempt_failed("connect", reason)
+            self._attempt_failed(no_connection(reason))
 
-    def _attempt_failed(
-        self, label: str, reason: str, *, eject: bool = True, error: ApiError | None = None
-    ) -> None:
+    def _attempt_failed(self, failure: Failure) -> None:
         """This replica did not answer, and nothing is committed: try another, or say so."""
-        key = self._key
         self._detach()
-        if eject:
-            # Who cannot be connected to is gone; who answers badly may recover. Told before the
-            # end: an attempt that merely ends says nothing about the replica.
-            self._eject(hard=label == "connect")
-        self._finish(ok=False)
+        error = self._attempts.failed(failure)
         self._reading = None
-        if key is not None:
-            self.excluded.add(key)
-        log.info(
-            "attempt failed",
-            request_id=self.request.request_id,
-            replica=key,
-            attempt=self._attempts,
-            reason=reason,
-        )
-        self._failure_label = label
-        self._failure = error or self._plane.upstream_failed(reason, self._attempts)
-        if label == "connect" and self._unreached < _MOST_UNREACHED:
-            # The request was sent to nobody: that is no attempt at answering it.
-            self._unreached += 1
-        if self._attempts - self._unreached < self._rule.resilience.attempts:
-            self._choose()
+        if self._attempts.may_go_on:
+            now = self._plane.clock()
+            self.take(self.decide(now), now)
         else:
-            self._fail(self._failure)
-
-    def _eject(self, *, hard: bool = False) -> None:
-        if self._assignment is not None:
-            self._assignment.eject(hard=hard)
+            self._fail(error)
 
     @property
     def pools(self) -> list[str]:
@@ -232,54 +174,31 @@ class Relay:
         return [target.pool for target in self._rule.targets]
 
     @property
-    def _key(self) -> ReplicaKey | None:
-        return None if self._assignment is None else self._assignment.key
-
-    @property
     def pool(self) -> str:
         """The pool that it was sent to last; empty before that."""
-        key = self._key
-        return "" if key is None else key.pool
+        return self._attempts.pool
 
     # The replica's reply.
 
     def head(self, status: int, headers: list[Header]) -> None:
         """Look at the reply's beginning; a failed one is tried again elsewhere."""
         head = self._head = ReplyHead(status, headers)
-        if head.load_report is not None and self._assignment is not None:
-            self._assignment.report(head.load_report)
-        if not self._refused(status, head.retry_after_seconds):
-            if head.failed:
-                self._attempt_failed(f"status_{status}", f"the replica answered {status}")
-            else:
-                self._reading = head.reading(hide_usage=self._body.can_add_usage)
-
-    def _refused(self, status: int, retry_after_seconds: int | None) -> bool:
-        """Try elsewhere where the replica would not answer and the client is not the reason."""
-        if status == 429:
-            wait = retry_after_seconds or self._plane.settings.retry_after_seconds
-            busy = openai.upstream_busy(attempts=self._attempts, retry_after_seconds=wait)
-            self._attempt_failed("status_429", "it answered 429", eject=False, error=busy)
-        elif self._external and status in (401, 403):
-            refused = openai.key_refused(self.pool, status)
-            log.error("a provider refused the gateway's key", pool=self.pool, status=status)
-            self._attempt_failed(f"status_{status}", refused.message, error=refused)
+        attempt = self._attempts.latest
+        if head.load_report is not None and attempt is not None:
+            attempt.report(head.load_report)
+        failure = self._attempts.failure_of(head)
+        if failure is not None:
+            self._attempt_failed(failure)
         else:
-            return False
-        return True
+            self._reading = head.reading(hide_usage=self._body.can_add_usage)
 
     def _failed_in_stream(self, error: StreamError) -> None:
         """An error came under status 200, and nothing is committed."""
-        status = error.status
-        if self._refused(status, None):
-            return
-        message = str(error.message)[:_ERROR_SHOWN]
-        if status >= 500:
-            self._attempt_failed("error_event", f"the replica failed ({message})")
-            return
-        kind = error.type if isinstance(error.type, str) else "invalid_request_error"
-        code = error.code if isinstance(error.code, str) else None
-        self._fail(openai.upstream_refusal(status, message, kind=kind, code=code))
+        failure = self._attempts.failure_in_stream(error)
+        if failure is not None:
+            self._attempt_failed(failure)
+        else:
+            self._fail(refusal_in_stream(error))
 
     def received(self, data: bytes, *, done: bool) -> None:
         """A piece of the reply's body."""
@@ -296,11 +215,13 @@ class Relay:
                 self._failed_in_stream(reading.error)
                 return
             self._tell_error(reading.error)
-        if reading.events > before and self._assignment is not None:
-            self._assignment.events(reading.events - before)
+        attempt = self._attempts.latest
+        if reading.events > before and attempt is not None:
+            attempt.events(reading.events - before)
         flaw = reading.flaw() if done else ""
         if flaw and not self._committed and not reading.events:
-            self._attempt_failed("empty_stream", "the stream ended before its first event")
+            reason = "the stream ended before its first event"
+            self._attempt_failed(Failure(label="empty_stream", reason=reason))
             return
         last = done and not flaw
         if passed is not None or last:
@@ -313,7 +234,7 @@ class Relay:
     def _tell_error(self, error: StreamError) -> None:
         """An error came in a committed stream: the client gets it, the scheduler hears of it."""
         if not self._error_told and error.status >= 500:
-            self._eject()
+            self._attempts.eject()
         self._error_told = True
 
     def _end_whole(self, status: int, reading: Reading) -> None:
@@ -332,8 +253,8 @@ class Relay:
             return
         self.phase = Phase.REPLYING
         self._body.release()
-        lines = reply_lines(head.headers, external=self._external)
-        lines += routed_lines(self.request.request_id, self._key)
+        lines = reply_lines(head.headers, external=self._attempts.external)
+        lines += routed_lines(self.request.request_id, self._attempts.key)
         self._reply.start(head.status, lines, length=reading.length, body=data, last=last)
         if self._reply.paused:
             self.client_paused()
@@ -347,11 +268,11 @@ class Relay:
         self._connection = None
         if self._committed:
             self._break(openai.stream_broken(reason))
-        elif untouched and self._endpoint is not None:
+        elif untouched and self._attempts.endpoint is not None:
             # The replica closed a kept connection before it can have read the request.
-            self._connect(self._endpoint, fresh=True)
+            self._connect(self._attempts.endpoint, fresh=True)
         else:
-            self._attempt_failed("reset", reason)
+            self._attempt_failed(Failure(label="reset", reason=reason))
 
     def _break(self, error: ApiError, *, eject: bool = True) -> None:
         """End a committed reply that cannot be whole, so that the client sees it."""
@@ -362,7 +283,7 @@ class Relay:
             self._end_whole(200, reading)
             return
         if eject and not self._error_told:
-            self._eject()
+            self._attempts.eject()
         ending = None if reading is None else reading.ending(error)
         if ending is None:
             self._reply.abort()
@@ -372,7 +293,7 @@ class Relay:
         log.warning(
             "reply broke",
             request_id=self.request.request_id,
-            replica=self._key,
+            replica=self._attempts.key,
             reason=error.message,
         )
         self._end(error.status, ok=False)
@@ -405,13 +326,7 @@ class Relay:
     # Time.
 
     def _expect_more(self) -> None:
-        limits = self._rule.resilience
-        limit = (
-            limits.between_tokens_timeout_seconds
-            if self.request.stream
-            else limits.request_timeout_seconds
-        )
-        self._deadline.set(limit, self._plane.clock())
+        self._deadline.set(self._next_token_seconds, self._plane.clock())
 
     def _late(self) -> None:
         """The deadline has passed."""
@@ -421,15 +336,16 @@ class Relay:
             if self._committed:
                 self._break(openai.stream_broken(reason, status=504), eject=False)
             else:
-                self._fail(openai.upstream_timeout(reason, attempts=self._attempts))
+                self._fail(openai.upstream_timeout(reason, attempts=self._attempts.begun))
         elif self.phase is Phase.QUEUED:
-            self._fail(self._failure or self._plane.queue_timeout(self.rule_key, self._rule))
+            late = self._plane.dispatcher.queue_timeout(self.rule_key, self._rule)
+            self._fail(self._attempts.error or late)
         elif self.phase is Phase.CONNECTING:
-            self._attempt_failed("connect", "no connection in time")
+            self._attempt_failed(no_connection("no connection in time"))
         elif self.phase is Phase.WAITING:
             reason = f"no first token within {limits.first_token_timeout_seconds:g} s"
-            error = openai.upstream_timeout(reason, attempts=self._attempts)
-            self._attempt_failed("first_token_timeout", reason, error=error)
+            error = openai.upstream_timeout(reason, attempts=self._attempts.begun)
+            self._attempt_failed(Failure(label="first_token_timeout", reason=reason, error=error))
         elif self._reply.paused:
             # The replica is not late: the client is.
             self._expect_more()
@@ -442,7 +358,9 @@ class Relay:
     def _fail(self, error: ApiError) -> None:
         """Answer with an error object; nothing is committed yet."""
         if self.phase is not Phase.ENDED:
-            send_error(self._reply, error, routed_lines(self.request.request_id, self._key))
+            send_error(
+                self._reply, error, routed_lines(self.request.request_id, self._attempts.key)
+            )
             self._end(error.status, ok=False)
 
     def _detach(self) -> None:
@@ -452,11 +370,6 @@ class Relay:
         if self._connection is not None:
             self._connection.abandon()
             self._connection = None
-
-    def _finish(self, *, ok: bool, usage: Usage | None = None) -> None:
-        if self._assignment is not None:
-            self._assignment.finish(ok=ok, usage=usage)
-            self._plane.wake_soon()
 
     def _end(self, code: int, *, ok: bool, usage: Usage | None = None) -> None:
         """Give everything back; every path ends here, and only the first time counts."""
@@ -468,17 +381,6 @@ class Relay:
         self._deadline.cancel()
         self._plane.relays.discard(self)
         self._detach()
-        self._finish(ok=ok, usage=usage)
-        self._count(code, usage)
-
-    def _count(self, code: int, usage: Usage | None) -> None:
-        series = self._plane.metrics.series(self.request.model, self.pool, self.request.api)
-        series.ended(code, self._plane.clock() - self._started)
-        sent = self._assignment
-        if sent is None:
-            return
-        first, last = sent.first_event_at, sent.last_event_at
-        if first is not None and last is not None and self._reading is not None:
-            series.streamed(first - self._started, last - first, self._reading.events)
-        if usage is not None:
-            series.used(usage, sent.predicted_cached_tokens)
+        self._attempts.finish(ok=ok, usage=usage)
+        events = 0 if self._reading is None else self._reading.events
+        self._attempts.count(code, usage, started=self._started, events=events)

@@ -231,7 +231,7 @@ class RayServeBackend(ApiModel):
 
 
 _PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
-_URL_PATTERN = (
+URL_PATTERN = (
     r"^https?://([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
     rf"(:({_PORT}))?(/[-A-Za-z0-9._~/]*)?$"
 )
@@ -242,7 +242,7 @@ class ExternalAddress(ApiModel):
 
     url: Annotated[
         str,
-        Field(pattern=_URL_PATTERN, max_length=512),
+        Field(pattern=URL_PATTERN, max_length=512),
     ]
     """Base address up to and including the version: ``https://api.example.com/v1``."""
     model_name: ModelName | None = None

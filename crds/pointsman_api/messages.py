@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pointsman_api.backend import URL_PATTERN
 from pointsman_api.meta import (
     AMOUNT_PATTERN,
     DURATION_PATTERN,
@@ -38,6 +39,7 @@ _FORMS = {
     MODEL_NAME_PATTERN: (
         "letters, digits and any of - . _ / : @ +, letters or digits at both ends"
     ),
+    URL_PATTERN: "http://HOST or https://HOST, with :PORT and a /PATH where needed",
     DURATION_PATTERN: Duration.allowed,
     AMOUNT_PATTERN: Amount.allowed,
     FRACTION_PATTERN: Fraction.allowed,

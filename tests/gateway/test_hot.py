@@ -233,7 +233,7 @@ async def test_hot_is_400_when_the_body_is_nested_too_deeply(
     # What can be read and routed is the engine's to refuse.
     assert reply.status in ((400, 200) if depth < 1000 else (400,))
     assert explained.status in ((400, 200) if depth < 1000 else (400,))
-    if member == "prompt":
+    if member == "prompt" and depth >= 1000:
         assert (reply.status, reply.error["code"]) == (400, "invalid_json")
 
 

@@ -26,6 +26,7 @@ from pointsman_serving.cli.phases import Phases
 from pointsman_serving.cli.plan import Machine, read_plan
 from pointsman_serving.cli.stack import Stack, ensure_port_free, running_stack
 from pointsman_serving.cli.up import (
+    STOPPING,
     endpoint_text,
     quiet_logs,
     replica_table,
@@ -119,6 +120,7 @@ async def _demonstrate(
         )
         console.print("Ctrl-C ends it.")
         await interrupt.requested.wait()
+        console.print(STOPPING)
 
 
 async def _prepare_models(models: Path, phases: Phases) -> None:

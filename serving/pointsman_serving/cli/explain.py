@@ -38,11 +38,17 @@ def explain(
     ] = None,
     url: Annotated[str, typer.Option(help="The gateway's address.")] = "http://127.0.0.1:8080",
     session: Annotated[str, typer.Option(help="Sent as x-session-id.")] = "",
+    header: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of a request header; may be repeated.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Show every candidate (pool, replica) for a request with its terms, and the winner."""
     request = _request_body(prompt, model, body)
-    answer = fetch_explanation(url, request, {"x-session-id": session} if session else {})
+    headers = dict(map(_header, header or ()))
+    if session:
+        headers["x-session-id"] = session
+    answer = fetch_explanation(url, request, headers)
     if as_json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
         return
@@ -58,7 +64,7 @@ def fetch_explanation(
         UsageError: the gateway cannot be reached or refuses the request.
     """
     request = urllib.request.Request(
-        f"{url.rstrip('/')}/v1/route/explain",
+        f"{url.rstrip('/').removesuffix('/v1')}/v1/route/explain",
         data=json.dumps(body).encode(),
         headers={"content-type": "application/json", **(headers or {})},
     )
@@ -117,6 +123,13 @@ def _request_body(prompt: str | None, model: str, path: Path | None) -> dict[str
     if not isinstance(parsed, dict):
         raise UsageError(f"--body {path} holds a {type(parsed).__name__}, not a JSON object.")
     return {**parsed, "model": model} if model else parsed
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals):
+        raise UsageError(f"--header {text!r} is not of the form NAME=VALUE, such as x-task=code.")
+    return name.strip(), value.strip()
 
 
 def _message(document: bytes) -> str:

@@ -14,6 +14,7 @@ from pointsman_api.meta import object_key
 from pointsman_api.modelpool import ModelPool
 from pointsman_api.route_table import RouteTable
 from pointsman_serving.engines.application import serve_application
+from pointsman_serving.engines.arguments import check_arguments
 from pointsman_serving.models.sources import LocalSourceError, local_model
 
 _LEAST_CPUS: Final = 32
@@ -60,7 +61,7 @@ def read_plan(paths: Sequence[Path], machine: Machine) -> Plan:
         ManifestErrors: everything that is wrong in them, what this machine lacks included.
     """
     manifests = load_manifests(paths)
-    errors: list[ManifestError] = []
+    errors = argument_errors(manifests)
     applications = []
     for index, pool in enumerate(manifests.pools):
         errors.extend(_secret_errors(manifests, pool, machine))
@@ -101,6 +102,21 @@ def read_plan(paths: Sequence[Path], machine: Machine) -> Plan:
         secrets_folder=str(machine.secrets or ""),
     )
     return Plan(manifests=manifests, table=compiled.table, applications=tuple(applications))
+
+
+def argument_errors(manifests: Manifests) -> list[ManifestError]:
+    """Arguments that an engine would not take, where that is known without starting it."""
+    errors = []
+    for pool in manifests.pools:
+        backend = pool.spec.backend.ray_serve
+        if backend is None:
+            continue
+        try:
+            check_arguments(backend.engine.type, backend.engine.args)
+        except ValueError as error:
+            path = ("spec", "backend", "rayServe", "engine", "args")
+            errors.append(manifests.error(pool, path, message=f"cannot be used: {error}"))
+    return errors
 
 
 def _application(pool: ModelPool, machine: Machine) -> dict[str, object]:

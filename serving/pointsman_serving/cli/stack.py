@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pointsman_api.route_table import RouteTable
@@ -24,11 +24,14 @@ from pointsman_serving.gateway.discovery import (
     RayServeSource,
     application_name,
 )
-from pointsman_serving.gateway.server import Gateway, ListenError
+from pointsman_serving.gateway.server import Gateway, ListenError, listen
 from pointsman_serving.gateway.settings import GatewaySettings
 
 _POLL_SECONDS = 0.3
 _LOG_LINES = 15
+_DRAINED = "Graceful shutdown complete"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_CAUSE = re.compile(r"^\s*(?:[\w.]+\.)?(\w+(?:Error|Exception): .+)$", re.MULTILINE)
 
 
 class Stack:
@@ -121,15 +124,27 @@ class Stack:
         return all(known.get(status.pool, 0) >= status.total for status in found)
 
     def failure(self, status: PoolStatus) -> str:
-        """Why a pool is not well, with the end of a replica's log where there is one."""
-        text = f"pool {status.pool} is {status.state}: {status.message or 'Ray gives no reason'}"
-        for replica in (*status.dead, *status.replicas):
-            if self.ray is not None and (log := self.ray.replica_log(replica, _LOG_LINES)):
-                return f"{text}\nThe end of replica {replica.replica}'s log:\n{log}"
-        return text + self._logs_hint()
+        """Why a pool is not well: the cause first, then what Ray and the replica's log say."""
+        said = _COLOURS.sub("", status.message).strip()
+        logs = [] if _causes(said) else self._logs_of(status)
+        causes = _causes(said) or [cause for log in logs for cause in _causes(log)]
+        lines = [f"pool {status.pool} is {status.state.lower()}: {(causes or [said])[-1]}"]
+        if status.ready:
+            lines.append(f"{status.ready} of its replicas serve on, as they were deployed before.")
+        if causes and said:
+            lines += said.splitlines()[-_LOG_LINES:]
+        lines += [f"The end of a replica's log:\n{log}" for log in logs[:1]]
+        return "\n".join(lines) + self._logs_hint()
+
+    def _logs_of(self, status: PoolStatus) -> list[str]:
+        """What replicas that died wrote last; one that was drained has nothing to tell."""
+        if self.ray is None:
+            return []
+        logs = [self.ray.replica_log(replica, _LOG_LINES) for replica in reversed(status.dead)]
+        return [_COLOURS.sub("", log) for log in logs if log and _DRAINED not in log]
 
     def _logs_hint(self) -> str:
-        return "" if self.ray is None else f" (logs: {self.ray.logs})"
+        return "" if self.ray is None else f"\nRay's logs: {self.ray.logs}"
 
 
 def ensure_port_free(host: str, port: int) -> None:
@@ -138,15 +153,15 @@ def ensure_port_free(host: str, port: int) -> None:
     Raises:
         UsageError: somebody listens there, or the address is not this machine's.
     """
-    with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind((host, port))
-        except OSError as error:
-            raise UsageError(
-                f"the gateway cannot listen on {host}:{port} ({error.strerror}); stop what uses "
-                "the port, or choose another one"
-            ) from error
+    try:
+        listen(host, port).close()
+    except ListenError as error:
+        raise UsageError(str(error.strerror)) from error
+
+
+def _causes(text: str) -> list[str]:
+    """The errors that a traceback ends with."""
+    return _CAUSE.findall(text)
 
 
 class _RaySource:

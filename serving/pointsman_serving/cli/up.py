@@ -27,6 +27,7 @@ from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.models.cache import models_directory
 
 _FOLLOW_SECONDS = 1.0
+STOPPING = "Stopping: running requests may finish; Ctrl-C again cuts them."
 _DRAIN_SECONDS = 30.0
 
 
@@ -75,11 +76,13 @@ def up(
             with phases.phase("replicas") as show:
                 await stack.until_ready(show, timeout_seconds=ready_timeout)
             interrupt.end_orderly()
-            console.print(endpoint_text(stack), replica_table(await stack.statuses()), sep="\n")
+            console.print(endpoint_text(stack))
+            if statuses := await stack.statuses():
+                console.print(replica_table(statuses))
             console.print("Ctrl-C ends it.")
             files = FileWatch(stack, paths, machine, console) if follow else None
             await _watch(interrupt, PoolWatch(stack, console), files)
-            console.print("Stopping: running requests may finish.")
+            console.print(STOPPING)
 
     if not run_interruptible(serve):
         console.print("Stopped before it was ready.")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pointsman_api.manifests import ManifestError, ManifestErrors, Manifests, load_manifests
+from pointsman_serving.cli.plan import argument_errors
 
 
 def validate(
@@ -25,6 +26,8 @@ def validate(
     """
     try:
         manifests = load_manifests(paths)
+        if errors := argument_errors(manifests):
+            raise ManifestErrors(errors)
     except ManifestErrors as failure:
         print_errors(failure, Console(stderr=True))
         raise typer.Exit(2) from None

@@ -76,10 +76,12 @@ class FileWatch:
             # Ray may be back in a moment: the same files are tried again.
             self._keep_on(f"error: {error}")
         else:
-            self._applied, self._told = current, ""
             if changed:
                 warn(plan, self.console)
                 self.console.print(f"The files changed: applied ({summary(plan.manifests)}).")
+            elif self._told:
+                self.console.print("The files are right again, and say what is running.")
+            self._applied, self._told = current, ""
 
     def _keep_on(self, cause: str) -> None:
         if cause != self._told or "wrong" in cause:

@@ -152,7 +152,9 @@ class LocalRay:
                 await asyncio.to_thread(self._guard.wait)
         if self._guard.stdin is not None:
             self._guard.stdin.close()
-        if not keep_logs:
+        if keep_logs:
+            (self._folder / "token").unlink(missing_ok=True)
+        else:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
 

@@ -127,10 +127,11 @@ class Attempts:
         self.finish(ok=False)
         if key is not None:
             self.excluded.add(key)
-        log.info(
+        tell = log.warning if self._plane.news.is_new(key, failure.label) else log.info
+        tell(
             "attempt failed",
             request_id=self._request.request_id,
-            replica=key,
+            replica="" if key is None else "/".join(key),
             attempt=self.begun,
             reason=failure.reason,
         )

@@ -18,6 +18,7 @@ from pointsman_serving.gateway.headers import RequestHeaders
 from pointsman_serving.gateway.held import HeldBytes
 from pointsman_serving.gateway.isolation import cache_salt, isolation_of, route_request
 from pointsman_serving.gateway.metrics import Metrics
+from pointsman_serving.gateway.news import News
 from pointsman_serving.gateway.openai import ApiError
 from pointsman_serving.gateway.phase import Phase
 from pointsman_serving.gateway.readings import Readings
@@ -82,6 +83,7 @@ class DataPlane:
             idle_connections=settings.upstream_idle_connections,
             clock=clock,
         )
+        self.news = News(clock)
         self.bodies = HeldBytes(settings.max_held_body_bytes)
         self._external = ExternalPools(credentials)
         self._sweeper: asyncio.TimerHandle | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
 import signal
 import socket
@@ -167,7 +168,7 @@ class Gateway:
         Raises:
             ListenError: the address is taken, or not ours.
         """
-        with _listen(self.settings.host, self.settings.port) as listener:
+        with listen(self.settings.host, self.settings.port) as listener:
             self._socket = listener
             plane = self._start_plane()
             server = self._server = self._make_server(plane, signals=signals)
@@ -248,7 +249,12 @@ def _supervised(source: ReplicaSource, plane: DataPlane) -> Coroutine[None, None
     return run()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes any free one.
+
+    Raises:
+        ListenError: the port is taken, or the address is not this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -258,9 +264,13 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        step = (
+            "stop what uses the port, or choose another one"
+            if taken
+            else "listen on an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+        )
         raise ListenError(
-            error.errno,
-            f"the gateway cannot listen on {host}:{port} ({error.strerror}); "
-            "stop what uses the port, or choose another one",
+            error.errno, f"the gateway cannot listen on {host}:{port} ({error.strerror}); {step}"
         ) from error
     return listener

@@ -59,7 +59,9 @@ def gateway() -> Iterator[str]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             known = body["model"] == "assistant"
             error = {"error": {"message": f"no model {body['model']}"}}
-            document = json.dumps(EXPLANATION if known else error).encode()
+            tier = self.headers.get("x-tier")
+            explanation = EXPLANATION | ({"reason": f"tier {tier}"} if tier else {})
+            document = json.dumps(explanation if known else error).encode()
             self.send_response(200 if known else 404)
             self.send_header("content-length", str(len(document)))
             self.end_headers()
@@ -126,6 +128,15 @@ def test_answer_is_json_when_asked_for(gateway: str) -> None:
     assert EXPLANATION == json.loads(result.stdout)
 
 
+def test_headers_are_sent_when_a_rule_may_look_at_them(gateway: str) -> None:
+    result = pointsman(
+        *("explain", "--url", f"{gateway}/v1", "--model", "assistant"),
+        *("--header", "x-tier=premium", "hello"),
+    )
+    assert 0 == result.returncode, result.stderr
+    assert "tier premium" in result.stdout
+
+
 def test_gateway_s_message_is_shown_when_the_model_is_unknown(gateway: str) -> None:
     result = pointsman("explain", "--url", gateway, "--model", "nobody", "hello")
     assert 2 == result.returncode
@@ -144,6 +155,7 @@ def test_next_step_is_said_when_no_gateway_listens() -> None:
         (["hello"], "--model is missing"),
         (["--model", "a"], "either a prompt or --body"),
         (["--body", "nowhere.json"], "nowhere.json"),
+        (["--model", "a", "--header", "x-tier", "hello"], "NAME=VALUE"),
     ],
 )
 def test_what_is_missing_is_said_when_explain_is_asked_for_nothing(

@@ -136,3 +136,21 @@ def test_resources_are_refused_when_they_are_no_quantity(tmp_path: Path) -> None
     )
     [error] = errors_of(write(tmp_path, pool), Machine(models=tmp_path))
     assert "'many'" in error
+
+
+@pytest.mark.parametrize(
+    ("engine", "flag"),
+    [("Simulated", "--itration-seconds=0.02"), ("Transformers", "--dtyp=float32")],
+)
+def test_engine_s_flag_is_refused_with_file_and_line_when_it_is_unknown(
+    tmp_path: Path, engine: str, flag: str
+) -> None:
+    model = ", model: {source: {type: HostPath, hostPath: {path: /m}}}"
+    pool = simulated().replace(
+        "{engine: {type: Simulated}}",
+        f"{{engine: {{type: {engine}, args: ['{flag}']}}{model}}}",
+    )
+    errors = errors_of(write(tmp_path, pool), Machine(models=tmp_path))
+    assert "engine.args" in errors[0]
+    assert flag.split("=")[0] in errors[0]
+    assert "pools.yaml:" in errors[0]

@@ -33,6 +33,12 @@ $(STAMP): requirements/dev.txt pyproject.toml $(UV)
 .PHONY: install
 install: $(STAMP) ## Make .venv with everything (CPU engines, gateway, operator's packages, tests)
 
+.PHONY: install-gpu
+install-gpu: $(UV) ## Make .venv-gpu with the gateway and vLLM for GPUs
+	@test -x .venv-gpu/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-gpu
+	@$(UV) pip sync --quiet --python .venv-gpu/bin/python requirements/gateway.txt requirements/engine.txt
+	@$(UV) pip install --quiet --python .venv-gpu/bin/python --no-deps --editable .
+
 .PHONY: demo
 demo: ## Start the quickstart and ask it three things; DEMO_ONCE=1 stops by itself
 	@started=$$(date +%s.%N); $(MAKE) --no-print-directory install; \
@@ -77,4 +83,4 @@ lock: $(UV) ## Write requirements/*.txt from pyproject.toml
 
 .PHONY: clean
 clean: ## Remove what the targets made in this folder
-	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .venv-gpu .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -276,6 +276,8 @@ class TestFailure:
                 stream = number % 2 == 0
                 body = chat(DENSE, text(worker * 1000 + number, 40), max_tokens=16, stream=stream)
                 replies.append(await send(http, body))
+                # Leave the cores something for the replicas that start.
+                await asyncio.sleep(0.2)
 
         async def long_stream(number: int) -> Reply:
             body = chat(

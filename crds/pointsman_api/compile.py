@@ -13,6 +13,7 @@ from pointsman_api.route_table import (
     ExternalEndpoint,
     FusedObjective,
     HeaderMatch,
+    Hedging,
     LatencyObjective,
     Overload,
     PoolEntry,
@@ -27,7 +28,9 @@ from pointsman_api.route_table import (
     Target,
 )
 from pointsman_api.routepolicy import (
+    ContinuationType,
     FusedStrategy,
+    HedgingType,
     PolicyRule,
     PolicyTarget,
     RequestMatch,
@@ -284,7 +287,7 @@ def _compiled_rule(rule: PolicyRule, targets: tuple[Target, ...]) -> Rule:
     stickiness = rule.model_stickiness
     kept = stickiness.type == StickinessType.CONVERSATION
     ttft, tpot = rule.slo.time_to_first_token, rule.slo.time_per_output_token
-    timeouts = rule.resilience.timeouts
+    timeouts, hedging = rule.resilience.timeouts, rule.resilience.hedging
     return Rule(
         name=rule.name,
         targets=targets,
@@ -302,12 +305,20 @@ def _compiled_rule(rule: PolicyRule, targets: tuple[Target, ...]) -> Rule:
             tpot_seconds=None if tpot is None else tpot.seconds,
         ),
         overload=Overload(
+            priority=rule.overload.priority,
             max_queue_seconds=rule.overload.max_queue_time.seconds,
+            max_cold_start_seconds=rule.overload.max_cold_start_time.seconds,
             max_queued_requests=rule.overload.max_queued_requests,
             action=rule.overload.action,
         ),
         resilience=Resilience(
             attempts=rule.resilience.attempts,
+            retry_budget_percent=float(rule.resilience.retry_budget_percent),
+            continues=rule.resilience.continuation.type == ContinuationType.TOKEN_IDS,
+            hedging=Hedging(
+                enabled=hedging.type == HedgingType.TIME_TO_FIRST_TOKEN,
+                budget_percent=float(hedging.budget_percent),
+            ),
             connect_timeout_seconds=timeouts.connect.seconds,
             first_token_timeout_seconds=timeouts.first_token.seconds,
             between_tokens_timeout_seconds=timeouts.between_tokens.seconds,

@@ -162,16 +162,34 @@ class LatencyObjective:
 class Overload:
     """Bounds of the gateway's own queue."""
 
+    priority: int = 0
+    """Higher goes first, over all rules of the gateway."""
     max_queue_seconds: float = 30.0
+    max_cold_start_seconds: float = 300.0
+    """How long a request is held while no pool of the rule has a replica."""
     max_queued_requests: int = 2000
     action: OverloadAction = OverloadAction.QUEUE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hedging:
+    """Whether a request may be sent to a second replica, and how much may be sent twice."""
+
+    enabled: bool = False
+    budget_percent: float = 5.0
+    """Prompt tokens sent twice, in percent of all prompt tokens sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resilience:
-    """Attempts (the first included) and time limits."""
+    """Attempts (the first included), what failures may cost, and time limits."""
 
     attempts: int = 2
+    retry_budget_percent: float = 20.0
+    """Retries in percent of the requests."""
+    continues: bool = True
+    """A stream whose replica fails goes on at another."""
+    hedging: Hedging = field(default_factory=Hedging)
     connect_timeout_seconds: float = 1.0
     first_token_timeout_seconds: float = 120.0
     between_tokens_timeout_seconds: float = 30.0

@@ -50,6 +50,20 @@ class StickinessType(StrEnum):
     NONE = "None"
 
 
+class ContinuationType(StrEnum):
+    """How a broken stream goes on."""
+
+    TOKEN_IDS = "TokenIds"
+    NONE = "None"
+
+
+class HedgingType(StrEnum):
+    """What makes a request go to a second replica."""
+
+    NONE = "None"
+    TIME_TO_FIRST_TOKEN = "TimeToFirstToken"
+
+
 class HeaderCondition(ApiModel):
     """A condition on one request header."""
 
@@ -179,10 +193,18 @@ class LatencyTargets(ApiModel):
 
 
 class OverloadPolicy(ApiModel):
-    """What happens when every replica is full."""
+    """What happens when every replica is full, or there is none."""
 
+    priority: Annotated[StrictInt, Field(ge=-1000, le=1000)] = 0
+    """Requests of a higher priority go first, over all rules of the gateway, for as long as there
+    are any; where the queue is full they take the place of lower ones."""
     max_queue_time: PositiveDuration = Duration("30s")
-    """How long a request waits in the gateway's queue before it is refused with 429."""
+    """How long a request waits in the gateway's queue before it is refused with 429; at once where
+    the queue is already longer than that."""
+    max_cold_start_time: PositiveDuration = Duration("5m")
+    """How long a request is held while no pool of the rule has a replica that could serve it (at
+    zero replicas, starting, or all failing) before it is refused with 503. Once there is one,
+    maxQueueTime counts from then on."""
     max_queued_requests: Annotated[StrictInt, Field(ge=0, le=1_000_000)] = 2000
     """How many requests of this rule wait at once; more are refused with 429."""
     action: OverloadAction = OverloadAction.QUEUE
@@ -203,12 +225,37 @@ class Timeouts(ApiModel):
     """The whole request with every attempt."""
 
 
+class ContinuationPolicy(ApiModel):
+    """What happens to a stream whose replica fails after its first token."""
+
+    type: ContinuationType = ContinuationType.TOKEN_IDS
+    """TokenIds: another replica goes on from the tokens that were sent. None: the stream ends with
+    an error event."""
+
+
+class HedgingPolicy(ApiModel):
+    """When a request is sent to a second replica before the first has answered."""
+
+    type: HedgingType = HedgingType.NONE
+    """TimeToFirstToken: once the first token threatens to miss slo.timeToFirstToken; the replica
+    that answers first goes on, and the other is cancelled. None: never."""
+    budget_percent: Annotated[StrictInt, Field(ge=0, le=100)] = 5
+    """How many prompt tokens may be sent twice, in percent of all prompt tokens."""
+
+
 class ResiliencePolicy(ApiModel):
     """What happens when a replica fails."""
 
     attempts: Annotated[StrictInt, Field(ge=1, le=10)] = 2
     """How many replicas are sent the request, the first included, until one sends its first
     token. Up to eight that cannot be connected to do not count."""
+    retry_budget_percent: Annotated[StrictInt, Field(ge=0, le=100)] = 20
+    """How many retries there may be, in percent of the rule's requests, so that failing replicas
+    do not multiply the load on the others."""
+    continuation: ContinuationPolicy = ContinuationPolicy()
+    """What happens to a stream whose replica fails after its first token."""
+    hedging: HedgingPolicy = HedgingPolicy()
+    """When a request is sent to a second replica before the first has answered."""
     timeouts: Timeouts = Timeouts()
     """Limits of time."""
 
@@ -259,6 +306,18 @@ class PolicyRule(ApiModel):
             ),
             field="targets",
         ),
+        CelRule(
+            cel="self.resilience.hedging.type != 'TimeToFirstToken' || "
+            "has(self.slo.timeToFirstToken)",
+            message=(
+                "slo.timeToFirstToken must be set when resilience.hedging.type is TimeToFirstToken"
+            ),
+            holds=lambda self: (
+                self.resilience.hedging.type != HedgingType.TIME_TO_FIRST_TOKEN
+                or self.slo.time_to_first_token is not None
+            ),
+            field="slo",
+        ),
     )
     name: Annotated[str, Field(pattern=LABEL_PATTERN, max_length=63)]
     """Name of the rule, unique in the policy."""
@@ -279,7 +338,7 @@ class PolicyRule(ApiModel):
     slo: LatencyTargets = LatencyTargets()
     """Times that requests should meet."""
     overload: OverloadPolicy = OverloadPolicy()
-    """What happens when every replica is full."""
+    """What happens when every replica is full, or there is none."""
     resilience: ResiliencePolicy = ResiliencePolicy()
     """What happens when a replica fails."""
     cache_isolation: CacheIsolation = CacheIsolation.TENANT

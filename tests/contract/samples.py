@@ -123,8 +123,20 @@ RICH_POLICY = policy_document(
         ],
         strategy={"type": "Fused", "fused": {"objective": {"qualityPerDollar": "5"}}},
         slo={"timeToFirstToken": "2s", "timePerOutputToken": "50ms"},
-        overload={"maxQueueTime": "5s", "maxQueuedRequests": 10, "action": "Reject"},
-        resilience={"attempts": 3, "timeouts": {"connect": "500ms", "request": "1h"}},
+        overload={
+            "priority": -5,
+            "maxQueueTime": "5s",
+            "maxColdStartTime": "1m",
+            "maxQueuedRequests": 10,
+            "action": "Reject",
+        },
+        resilience={
+            "attempts": 3,
+            "retryBudgetPercent": 50,
+            "continuation": {"type": "None"},
+            "hedging": {"type": "TimeToFirstToken", "budgetPercent": 10},
+            "timeouts": {"connect": "500ms", "request": "1h"},
+        },
         cacheIsolation="Gateway",
     ),
     {

@@ -18,6 +18,7 @@ from pointsman_api.route_table import (
     FusedObjective,
     HeaderMatch,
     HeaderMatchType,
+    Hedging,
     LatencyObjective,
     Overload,
     OverloadAction,
@@ -154,10 +155,19 @@ def test_every_field_reaches_the_table_when_it_is_stated() -> None:
         ),
         slo=LatencyObjective(ttft_seconds=2.0, tpot_seconds=0.05),
         overload=Overload(
-            max_queue_seconds=5.0, max_queued_requests=10, action=OverloadAction.REJECT
+            priority=-5,
+            max_queue_seconds=5.0,
+            max_cold_start_seconds=60.0,
+            max_queued_requests=10,
+            action=OverloadAction.REJECT,
         ),
         resilience=Resilience(
-            attempts=3, connect_timeout_seconds=0.5, request_timeout_seconds=3600.0
+            attempts=3,
+            retry_budget_percent=50.0,
+            continues=False,
+            hedging=Hedging(enabled=True, budget_percent=10.0),
+            connect_timeout_seconds=0.5,
+            request_timeout_seconds=3600.0,
         ),
         cache_isolation=CacheIsolation.GATEWAY,
     )

@@ -104,6 +104,7 @@ HF = {"huggingFace": {"repository": "a/b"}}
 PVC = {"persistentVolumeClaim": {"claimName": "weights", "path": "qwen/3"}}
 BUCKET = {"s3": {"uri": "s3://models/qwen"}}
 FOLDER = {"hostPath": {"path": "/models/x"}}
+HEDGING = {"type": "TimeToFirstToken"}
 A, B = {"poolRef": {"name": "a"}}, {"poolRef": {"name": "b"}}
 A_ELSEWHERE = {"poolRef": {"name": "a", "namespace": "other"}}
 
@@ -225,6 +226,13 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "targets must have at least one weight above 0": (
         [targets("Weighted", {**A, "weight": 0}, B), targets("Weighted", {**A, "weight": 1})],
         [targets("Weighted", {**A, "weight": 0}, {**B, "weight": 0})],
+    ),
+    "slo.timeToFirstToken must be set when resilience.hedging.type is TimeToFirstToken": (
+        [
+            one_rule(resilience={"hedging": HEDGING}, slo={"timeToFirstToken": "2s"}),
+            one_rule(resilience={"hedging": {"type": "None"}}),
+        ],
+        [one_rule(resilience={"hedging": HEDGING}, slo={"timePerOutputToken": "2s"})],
     ),
 }
 

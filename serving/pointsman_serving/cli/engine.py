@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from pointsman_serving.engines.identity import IdentityHeaders
 from pointsman_serving.engines.simulated.options import describe_flags, parse_simulated_args
 
 app = typer.Typer(
@@ -44,13 +45,14 @@ def simulated(
     import uvicorn
 
     from pointsman_serving.engines.simulated.app import simulated_app_of
+    from pointsman_serving.engines.simulated.replica import simulated_identity
 
     address, bound_port = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     typer.echo(f"Simulated engine {options.model_name!r} listens on http://{shown}:{bound_port}/v1")
     server = uvicorn.Server(
         uvicorn.Config(
-            simulated_app_of(options),
+            IdentityHeaders(simulated_app_of(options), simulated_identity(model, context.args)),
             log_level="warning",
             access_log=False,
             lifespan="off",

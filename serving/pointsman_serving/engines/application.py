@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pointsman_api.modelpool import EngineType, Rollout
 from pointsman_serving.engines.options import ReplicaOptions
+from pointsman_serving.engines.revision import token_revision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,7 +131,7 @@ def _replica_options(
     derived = [f"--revision={model_revision}"] if model_revision else []
     if backend.engine.type == EngineType.VLLM:
         derived += _vllm_parallelism(backend)
-    return ReplicaOptions(
+    options = ReplicaOptions(
         pool=pool.metadata.name,
         engine=backend.engine.type,
         served_model_name=pool.spec.served_model_name,
@@ -139,6 +141,8 @@ def _replica_options(
         experts=backend.experts.implementation,
         arguments=(*derived, *backend.engine.args),
     )
+    env = {variable.name: variable.value for variable in backend.engine.env}
+    return replace(options, revision=token_revision(options, env=env))
 
 
 def _vllm_parallelism(backend: RayServeBackend) -> list[str]:

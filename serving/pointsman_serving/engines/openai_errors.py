@@ -22,7 +22,13 @@ class ApiError(Exception):
 
 
 def error_body(
-    message: str, *, status: int, kind: str, param: str | None = None
+    message: str,
+    *,
+    status: int,
+    kind: str,
+    param: str | None = None,
+    code: str | None = None,
 ) -> dict[str, object]:
-    """An error object as vLLM's ErrorResponse; ``code`` is the HTTP status."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": int(status)}}
+    """An error object as vLLM's ErrorResponse; ``code`` is the HTTP status where none is given."""
+    error = {"message": message, "type": kind, "param": param, "code": code or int(status)}
+    return {"error": error}

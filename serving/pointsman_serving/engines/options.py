@@ -30,6 +30,9 @@ class ReplicaOptions:
     arguments: tuple[str, ...] = ()
     """The engine's command line. The last of a repeated flag counts, so a pool's own arguments
     come after those that were derived."""
+    revision: str = ""
+    """Digest of what decides on the tokens; replicas that share it can go on with each other's
+    answers. Empty: unknown."""
 
     def to_args(self) -> dict[str, object]:
         """The ``args`` of a Ray Serve application: JSON types only, defaults left out."""

@@ -13,6 +13,7 @@ from ray import serve
 
 from pointsman_serving.engines.application import DEPLOYMENT_NAME
 from pointsman_serving.engines.engine import EngineFailedError
+from pointsman_serving.engines.identity import IdentityHeaders, ReplicaIdentity
 from pointsman_serving.engines.load_lock import turn_to_load
 from pointsman_serving.engines.options import ReplicaOptions
 from pointsman_serving.engines.start import start_engine
@@ -39,7 +40,8 @@ class Replica:
         """Load the engine, in the machine's turn, and return what serves it."""
         async with turn_to_load():
             self.engine = await start_engine(self.options)
-        return ReplicaApp(self.engine)
+        identity = ReplicaIdentity.new(self.options.revision)
+        return IdentityHeaders(ReplicaApp(self.engine), identity)
 
     async def check_health(self) -> None:
         """Serve calls this every few seconds: a dead engine makes it replace the replica."""

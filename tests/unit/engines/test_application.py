@@ -65,6 +65,7 @@ def test_application_is_the_whole_entry_when_pool_is_dense() -> None:
             "context_tokens": 2048,
             "experts": "Default",
             "arguments": ["--dtype=float32"],
+            "revision": "c1f42475927b8113",
         },
         "deployments": [
             {
@@ -278,6 +279,15 @@ def test_options_survive_the_application_when_read_back(each: ModelPool) -> None
     options = ReplicaOptions.from_args(args)
     assert args == options.to_args()
     assert (EngineType.VLLM, each.metadata.name) == (options.engine, options.pool)
+
+
+def test_revision_is_the_same_when_only_counts_and_prices_differ() -> None:
+    def revision(**spec: Any) -> object:
+        return serve_application(pool(**spec), model_path=MODEL)["args"]["revision"]  # type: ignore[index]
+
+    assert revision(replicas=1) == revision(replicas=3, rollout={"maxSurge": 2})
+    assert revision() != revision(contextTokens=64)
+    assert revision() != revision(engine_fields={"env": [{"name": "A", "value": "b"}]})
 
 
 @settings(max_examples=50, deadline=None)

@@ -61,6 +61,9 @@ def test_simulated_serves_until_it_is_told_to_stop() -> None:
             assert found is not None, line
             with urllib.request.urlopen(f"{found[1]}/health", timeout=20) as reply:
                 assert 200 == reply.status
+                assert {16} == {
+                    len(reply.headers[f"x-pointsman-{name}"]) for name in ("instance", "revision")
+                }
         finally:
             process.terminate()
         process.wait(timeout=20)

@@ -45,9 +45,12 @@ from pointsman_serving.engines.simulated.text import LengthModel, detokenize, to
 from pointsman_serving.engines.timing import EngineModel
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from pointsman_serving.engines.simulated.engine import TokenEvent
     from pointsman_serving.engines.simulated.reply import Generation
     from pointsman_serving.engines.timing import EngineProfile
 
@@ -246,13 +249,21 @@ class _Reply(Response):
         work = self._stream(send) if self._generation.stream else self._whole(scope, receive, send)
         await until_disconnected(receive, work)
 
+    async def _events(self) -> AsyncGenerator[TokenEvent, None]:
+        """The tokens that the engine makes; none where all were sent before."""
+        work = self._generation.work
+        if work is None:
+            return
+        made = self._engine.generate(work, finish_reason=self._generation.finish_reason)
+        async with aclosing(made) as events:
+            async for event in events:
+                yield event
+
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._generation
         cached = 0
         try:
-            async with aclosing(
-                self._engine.generate(generation.work, finish_reason=generation.finish_reason)
-            ) as events:
+            async with aclosing(self._events()) as events:
                 async for event in events:
                     cached = event.cached_tokens
         except EngineFailedError as failure:
@@ -266,16 +277,17 @@ class _Reply(Response):
         generation = self._generation
         await send(stream_start(self._metrics.load_header(self._load_format)))
         cached = 0
+        if generation.sent:
+            await send(stream_part(generation.replay()))
         try:
-            async with aclosing(
-                self._engine.generate(generation.work, finish_reason=generation.finish_reason)
-            ) as events:
+            async with aclosing(self._events()) as events:
                 async for event in events:
                     cached = event.cached_tokens
-                    opening = generation.opening() if event.position == 0 else b""
+                    position = generation.sent + event.position
+                    opening = generation.opening() if position == 0 else b""
                     if opening:
                         await send(stream_part(opening))
-                    await send(stream_part(generation.chunk(event.position)))
+                    await send(stream_part(generation.chunk(position)))
             await send(stream_part(generation.closing(cached), more=False))
         except EngineFailedError as failure:
             data = json.dumps(_dead_body(failure), separators=(",", ":")).encode()

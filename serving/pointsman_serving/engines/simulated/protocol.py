@@ -7,6 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from pointsman_serving.engines.continuation import (
+    ARGUMENTS_FIELD,
+    checked_tokens,
+    refusal,
+    tokens_to_continue,
+    too_many_tokens,
+)
 from pointsman_serving.engines.openai_errors import ApiError
 from pointsman_serving.engines.openai_reply import Endpoint
 from pointsman_serving.engines.simulated.reply import Generation
@@ -18,7 +25,7 @@ from pointsman_serving.engines.simulated.text import (
     continue_tokens,
     render_chat,
     seed_of,
-    token_bytes,
+    token_texts,
     tokenize,
 )
 from pointsman_serving.engines.timing import EngineRequest
@@ -69,8 +76,9 @@ def plan_generation(
     else:
         prompt, written = _completion_prompt(body), 0
     limit = _output_limit(body, endpoint, len(prompt), text.max_model_len)
+    sent = _tokens_sent(body, limit)
     seed = seed_of(text.seed, text.model_name, *_variation(body, sample))
-    answer = _write(body, prompt, written, limit, seed, text.lengths)
+    answer = _write(body, prompt, written, sent, limit, seed, text.lengths)
     salt = body.get("cache_salt")
     if salt is not None and (not isinstance(salt, str) or not salt):
         raise ApiError("cache_salt must be a string that is not empty.", param="cache_salt")
@@ -81,17 +89,11 @@ def plan_generation(
         reply_id=f"{endpoint.id_prefix}-{base_id}",
         created=created,
         model_name=text.model_name,
-        work=EngineRequest(
-            request_id=engine_id,
-            prompt_tokens=len(prompt),
-            output_tokens=len(answer.tokens),
-            block_hashes=block_hashes(
-                [*prompt, *answer.tokens], text.block_tokens, salt=salt or ""
-            ),
-        ),
+        work=_work(engine_id, prompt, answer.tokens, len(sent), text.block_tokens, salt or ""),
         prompt=tuple(prompt),
         output=tuple(answer.tokens),
         pieces=tuple(answer.pieces),
+        sent=min(len(sent), len(answer.tokens)),
         finish_reason=answer.finish_reason,
         stop_reason=answer.stop_reason,
         stream=stream,
@@ -100,6 +102,25 @@ def plan_generation(
             options.get("include_usage") and options.get("continuous_usage_stats")
         ),
         return_token_ids=bool(body.get("return_token_ids")),
+    )
+
+
+def _work(
+    engine_id: str,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    sent: int,
+    block_tokens: int,
+    salt: str,
+) -> EngineRequest | None:
+    """What the engine does: the tokens that were sent before are more of the prompt to it."""
+    if sent >= len(output):
+        return None
+    return EngineRequest(
+        request_id=engine_id,
+        prompt_tokens=len(prompt) + sent,
+        output_tokens=len(output) - sent,
+        block_hashes=block_hashes([*prompt, *output], block_tokens, salt=salt),
     )
 
 
@@ -117,23 +138,30 @@ def _write(
     body: Mapping[str, object],
     prompt: Sequence[int],
     written: int,
+    sent: Sequence[int],
     limit: int,
     seed: int,
     lengths: LengthModel,
 ) -> _Answer:
-    """The answer to a prompt whose last ``written`` tokens are its beginning."""
+    """The answer to a prompt whose last ``written`` tokens are its beginning.
+
+    It begins with the tokens that were sent before.
+    """
     if body.get("ignore_eos"):
         count, ends = limit, False
+    elif sent and sent[-1] == END_TOKEN:
+        count, ends = len(sent), True
     else:
         # An answer that goes on from its own beginning ends where it would have ended.
         drawn = lengths.draw(prompt[: len(prompt) - written], seed) - written
-        drawn = max(drawn, _integer(body, "min_tokens") or 0, 1)
+        drawn = max(drawn, _integer(body, "min_tokens") or 0, len(sent) + 1)
         count, ends = min(drawn, limit), drawn <= limit
-    tokens = continue_tokens(prompt, count, seed)
-    pieces = [token_bytes(token).decode() for token in tokens]
-    if ends:  # the end token counts, and has no text
+    tokens = [*sent, *continue_tokens([*prompt, *sent], count - len(sent), seed)]
+    if ends:
         tokens[-1] = END_TOKEN
-        pieces[-1] = ""
+    pieces = token_texts(tokens[:-1] if ends else tokens)
+    if ends:  # the end token counts, and has no text
+        pieces.append("")
     keep = bool(body.get("include_stop_str_in_output"))
     cut = _cut_at_stop(pieces, _stop_strings(body), keep=keep)
     if cut is not None:
@@ -174,6 +202,22 @@ def _output_limit(
             param=name,
         )
     return min(limit, room)
+
+
+def _tokens_sent(body: Mapping[str, object], limit: int) -> tuple[int, ...]:
+    """The tokens that another replica has sent of this answer; none for a new answer."""
+    try:
+        asked = tokens_to_continue(body)
+        if asked is None:
+            return ()
+        reason = refusal(body)
+        if reason is not None:
+            raise ValueError(reason)
+        if len(asked) > limit:
+            raise ValueError(too_many_tokens(len(asked), limit))
+        return checked_tokens(asked, vocabulary=TOKEN_COUNT)
+    except ValueError as failure:
+        raise ApiError(str(failure), param=ARGUMENTS_FIELD) from None
 
 
 def _stream_options(body: Mapping[str, object], *, stream: bool) -> Mapping[str, object]:

@@ -32,11 +32,14 @@ class Generation:
     reply_id: str
     created: int
     model_name: str
-    work: EngineRequest
+    work: EngineRequest | None
+    """What the engine does for it; nothing where the tokens already sent are the whole answer."""
     prompt: tuple[int, ...]
     output: tuple[int, ...]
     pieces: tuple[str, ...]
     """Text of each token; empty for the end token and past a stop string."""
+    sent: int
+    """How many of the tokens another replica has sent already."""
     finish_reason: str
     stop_reason: str | None
     stream: bool
@@ -67,7 +70,7 @@ class Generation:
         prompt_ids = list(self.prompt) if self.return_token_ids else None
         usage = self.usage(len(self.output)) | {
             "prompt_tokens_details": {
-                "cached_tokens": cached_tokens,
+                "cached_tokens": min(cached_tokens, len(self.prompt)),
                 "created_cache_tokens": None,
                 "multimodal_tokens": None,
             },
@@ -132,26 +135,34 @@ class Generation:
         chunk["prompt_text"] = None
         return _event(chunk)
 
+    def replay(self) -> bytes:
+        """How a stream begins that another replica began: all tokens sent in one chunk."""
+        return self.opening() + self._chunk(0, self.sent) if self.sent else b""
+
     def chunk(self, index: int) -> bytes:
         """The chunk of one token."""
-        last = index == len(self.output) - 1
-        token_ids = [self.output[index]] if self.return_token_ids else None
+        return self._chunk(index, index + 1)
+
+    def _chunk(self, start: int, end: int) -> bytes:
+        last = end == len(self.output)
+        text = "".join(self.pieces[start:end])
+        token_ids = list(self.output[start:end]) if self.return_token_ids else None
         choice: dict[str, object] = {"index": 0}
         if self.endpoint is Endpoint.CHAT:
-            choice["delta"] = {"content": self.pieces[index]}
+            choice["delta"] = {"content": text}
         else:
-            choice["text"] = self.pieces[index]
+            choice["text"] = text
         choice["logprobs"] = None
         choice["finish_reason"] = self.finish_reason if last else None
         if last or self.endpoint is Endpoint.COMPLETION:
             choice["stop_reason"] = self.stop_reason if last else None
         if self.endpoint is Endpoint.COMPLETION:
-            first = self.return_token_ids and index == 0
+            first = self.return_token_ids and start == 0
             choice["prompt_token_ids"] = list(self.prompt) if first else None
         choice["token_ids"] = token_ids
         chunk: dict[str, object] = {**self._head(self.endpoint.chunk_object), "choices": [choice]}
         if self.continuous_usage:
-            chunk["usage"] = self.usage(index + 1)
+            chunk["usage"] = self.usage(end)
         if last and not self.include_usage:
             chunk["system_fingerprint"] = FINGERPRINT
         return _event(chunk)
@@ -161,6 +172,7 @@ class Generation:
         if not self.include_usage:
             return DONE
         usage = self.usage(len(self.output))
+        cached_tokens = min(cached_tokens, len(self.prompt))
         usage["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
         chunk = {
             **self._head(self.endpoint.chunk_object),

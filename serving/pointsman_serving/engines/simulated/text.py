@@ -6,6 +6,7 @@ the four bytes a token of real tokenizers; its id is those bytes, so that no voc
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -80,6 +81,19 @@ def detokenize(tokens: Iterable[int]) -> str:
         ValueError: an id that no token has.
     """
     return b"".join(map(token_bytes, tokens)).decode("utf-8", "replace")
+
+
+def token_texts(tokens: Sequence[int]) -> list[str]:
+    """The text of each token; a character comes with its last byte, what is none as U+FFFD.
+
+    Raises:
+        ValueError: an id that no token has.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    final = len(tokens) - 1
+    return [
+        decoder.decode(token_bytes(token), index == final) for index, token in enumerate(tokens)
+    ]
 
 
 def render_chat(

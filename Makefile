@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+PAINS_ARGS ?=
 
 .PHONY: help
 help: ## List the targets
@@ -52,6 +53,10 @@ test: install ## Run every test, the real Ray Serve and vLLM included
 .PHONY: test-fast
 test-fast: install ## Run the tests that need no Ray and no model
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: pains
+pains: install ## The 25 pains of shipping peers, and the tests that keep them away; PAINS_ARGS=--list
+	@$(BIN)/python -m tests.pains $(PAINS_ARGS)
 
 .PHONY: check
 check: install ## Linters, types, layers, drift of CRDs and locks

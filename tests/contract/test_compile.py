@@ -226,6 +226,7 @@ def test_external_pool_has_addresses_and_credential_when_it_states_them(
     )
 
 
+@pytest.mark.pain_15
 def test_older_policy_keeps_the_name_when_two_claim_it() -> None:
     older = policy("z", created=OLD, modelNames=["assistant"])
     newer = policy("a", created=NEW, modelNames=["assistant", "mine"])

@@ -56,6 +56,7 @@ def chat(tokens: int, *, model: str, stream: bool = False) -> dict[str, object]:
     }
 
 
+@pytest.mark.pain_11
 async def test_every_replica_serves_on_its_own_address_when_deployed(
     cluster: Cluster, http: aiohttp.ClientSession
 ) -> None:
@@ -97,6 +98,7 @@ async def test_load_is_in_the_answers_header_when_asked_for(
         assert json.loads(report)["named_metrics"].keys() >= {"num_requests_waiting"}
 
 
+@pytest.mark.pain_11
 async def test_twelve_requests_run_together_when_there_are_slots(
     cluster: Cluster, http: aiohttp.ClientSession
 ) -> None:
@@ -115,6 +117,8 @@ async def test_twelve_requests_run_together_when_there_are_slots(
         assert 2 * alone > await seconds(12)
 
 
+@pytest.mark.pain_1
+@pytest.mark.pain_12
 async def test_nothing_fails_and_no_stream_ends_when_an_argument_changes(
     cluster: Cluster, http: aiohttp.ClientSession
 ) -> None:
@@ -147,6 +151,7 @@ async def test_nothing_fails_and_no_stream_ends_when_an_argument_changes(
     assert [tokens] * 6 == streamed
 
 
+@pytest.mark.pain_2
 async def test_replica_leaves_the_list_within_seconds_when_killed(cluster: Cluster) -> None:
     async with cluster.pool(ray_serve_pool("killed", "Simulated", replicas=2)) as status:
         victim = status.replicas[0]
@@ -162,6 +167,7 @@ async def test_replica_leaves_the_list_within_seconds_when_killed(cluster: Clust
         assert 2 == again.ready
 
 
+@pytest.mark.pain_16
 async def test_reason_is_told_when_an_argument_is_wrong(cluster: Cluster) -> None:
     pool = ray_serve_pool("wrong", "Simulated", args=["--no-such-flag=1"])
     await cluster.put(pool)

@@ -82,6 +82,7 @@ async def test_stream_says_what_the_plain_answer_says_when_temperature_is_zero(u
     assert plain.choices[0].message.content == text
 
 
+@pytest.mark.pain_8
 async def test_cached_tokens_are_told_when_a_prompt_comes_again(url: str) -> None:
     story = " ".join(f"Fox number {number} jumps." for number in range(60))
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
@@ -123,6 +124,7 @@ async def test_load_is_in_vllms_header_when_asked_for(
     )["named_metrics"].keys()
 
 
+@pytest.mark.pain_12
 async def test_nothing_fails_and_no_stream_ends_when_an_argument_changes(
     cluster: Cluster, http: aiohttp.ClientSession, url: str, model_path: str
 ) -> None:

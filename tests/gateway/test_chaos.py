@@ -64,6 +64,8 @@ def mood(random_: random.Random) -> Behaviour:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.pain_5
+@pytest.mark.pain_19
 async def test_chaos_leaves_nothing_behind_when_everything_fails_at_random(seed: int) -> None:
     random_ = random.Random(seed)
     limits = dataclasses.replace(

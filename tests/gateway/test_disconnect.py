@@ -15,6 +15,7 @@ from tests.gateway.harness import chat, client_of, events, gateway_to, post, unt
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.pain_5
 async def test_disconnect_reaches_the_replica_promptly_when_20_clients_close(
     engine: FakeEngine, stream: bool
 ) -> None:
@@ -88,6 +89,7 @@ async def test_backpressure_stops_the_replica_when_the_client_reads_slowly(
     assert len(events(reply.body)) == 602
 
 
+@pytest.mark.pain_24
 async def test_request_body_is_let_go_when_the_reply_has_begun(engine: FakeEngine) -> None:
     engine.behaviour = stream_then_silence(1)
     async with gateway_to(engine) as gateway, client_of(gateway) as client:

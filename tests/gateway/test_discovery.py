@@ -170,6 +170,7 @@ async def reading(source: RayServeSource) -> AsyncIterator[list[tuple[str, list[
         await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.pain_2
 async def test_ray_source_publishes_each_change_once_when_replicas_come_and_go() -> None:
     async with FakeRay().running() as ray:
         source = RayServeSource(dashboard_url=ray.url, token="t", interval_seconds=0.01)
@@ -205,6 +206,7 @@ async def test_ray_source_keeps_the_last_list_when_a_reading_says_nothing(troubl
             await until(lambda: published[1:] == [("alpha", [])])
 
 
+@pytest.mark.pain_2
 async def test_ray_source_keeps_the_last_list_when_ray_is_gone() -> None:
     async with FakeRay(document=listing(group(REPLICA))).running() as ray:
         source = RayServeSource(dashboard_url=ray.url, token="t", interval_seconds=0.01)

@@ -117,6 +117,7 @@ async def test_failover_is_invisible_when_a_replica_is_killed(
             assert (reply.status, reply.headers["x-pointsman-replica"]) == (200, "b")
 
 
+@pytest.mark.pain_20
 async def test_failover_is_invisible_when_killed_with_requests_waiting_for_tokens(
     engine: FakeEngine, other: FakeEngine
 ) -> None:
@@ -138,6 +139,7 @@ async def test_failover_is_invisible_when_killed_with_requests_waiting_for_token
         await asyncio.gather(*asked)
 
 
+@pytest.mark.pain_20
 async def test_failover_happens_when_no_first_token_comes_in_time(
     engine: FakeEngine, other: FakeEngine
 ) -> None:
@@ -176,6 +178,7 @@ async def test_failover_ejects_nobody_when_a_whole_answer_exceeds_the_requests_l
     assert len(engine.calls) == 3
 
 
+@pytest.mark.pain_20
 async def test_failover_probes_with_pauses_that_double_when_a_replica_stays_broken(
     engine: FakeEngine, other: FakeEngine
 ) -> None:
@@ -300,6 +303,7 @@ async def test_stream_ends_with_the_error_event_when_the_replica_dies(
         assert (await client.answer()).status == 200
 
 
+@pytest.mark.pain_18
 async def test_stream_ends_with_the_error_event_when_it_stops_without_done(
     engine: FakeEngine,
 ) -> None:
@@ -313,6 +317,7 @@ async def test_stream_ends_with_the_error_event_when_it_stops_without_done(
     assert found[3] == DONE
 
 
+@pytest.mark.pain_18
 async def test_stream_ends_with_the_error_event_when_tokens_stop_coming(
     engine: FakeEngine,
 ) -> None:
@@ -344,6 +349,7 @@ async def test_stream_ends_with_the_error_event_when_the_whole_takes_too_long(
 
 
 @pytest.mark.parametrize("framing", ["content-length: 1000", "transfer-encoding: chunked"])
+@pytest.mark.pain_18
 async def test_reply_is_visibly_cut_when_the_replica_dies_in_its_middle(
     engine: FakeEngine, framing: str
 ) -> None:
@@ -360,6 +366,7 @@ async def test_reply_is_visibly_cut_when_the_replica_dies_in_its_middle(
     assert not reply.complete
 
 
+@pytest.mark.pain_14
 async def test_stop_ends_streams_with_the_error_event_when_they_outlast_the_drain(
     engine: FakeEngine,
 ) -> None:
@@ -374,6 +381,7 @@ async def test_stop_ends_streams_with_the_error_event_when_they_outlast_the_drai
         assert reply.complete
 
 
+@pytest.mark.pain_14
 async def test_stop_waits_when_a_stream_ends_within_the_drain(engine: FakeEngine) -> None:
     engine.behaviour = stream_of(["a"] * 10, gap=0.03)
     async with gateway_to(engine) as gateway, client_of(gateway) as client:

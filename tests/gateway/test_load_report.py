@@ -31,6 +31,7 @@ def test_load_report_when_an_engine_counts_running_requests() -> None:
         b"\xff\xfe",
     ],
 )
+@pytest.mark.pain_21
 def test_load_report_says_nothing_when_it_cannot_be_used(value: bytes) -> None:
     assert parse_load_report(value) is None
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import prometheus_client
+import pytest
 
 from pointsman_serving.gateway.histogram import Histogram
 from pointsman_serving.gateway.metrics import OTHER, Metrics
@@ -29,6 +30,7 @@ def test_histogram_counts_a_value_in_its_bucket_when_it_is_the_bound() -> None:
     assert (histogram.count, histogram.total) == (4, 12.0)
 
 
+@pytest.mark.pain_24
 def test_metrics_labels_are_other_when_there_are_too_many() -> None:
     metrics = Metrics(version="1", max_values=2)
     for number in range(5):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from pointsman_serving.gateway.news import REPEAT_SECONDS, News
 
 
@@ -20,6 +22,7 @@ def test_trouble_is_told_once_until_half_a_minute_is_over() -> None:
     assert news.is_new("a", "reset")
 
 
+@pytest.mark.pain_24
 def test_memory_is_bounded_when_every_trouble_is_another() -> None:
     news = News(Clock())
     assert all(news.is_new(number) for number in range(5_000))

@@ -32,6 +32,7 @@ uvloop.run(main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.pain_14
 async def test_signal_ends_streams_with_the_error_event_when_they_outlast_the_drain(
     engine: FakeEngine, number: signal.Signals
 ) -> None:

@@ -96,6 +96,7 @@ async def test_stop_waits_for_nothing_when_a_request_is_half_sent(
         assert time.monotonic() - started < 1
 
 
+@pytest.mark.pain_24
 async def test_request_is_503_when_the_bodies_of_all_are_too_many(engine: FakeEngine) -> None:
     async with (
         gateway_to(engine, max_held_body_bytes=1000) as gateway,

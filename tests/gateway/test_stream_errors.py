@@ -71,6 +71,7 @@ async def test_error_event_is_the_replys_status_when_the_request_is_at_fault(
     assert len(engine.calls) + len(other.calls) == 1
 
 
+@pytest.mark.pain_18
 async def test_error_event_is_passed_on_and_counts_when_tokens_came_before(
     engine: FakeEngine,
 ) -> None:

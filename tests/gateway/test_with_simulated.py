@@ -10,6 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 
+import pytest
 import uvicorn
 
 from pointsman_serving.engines.simulated.app import simulated_app_of
@@ -66,6 +67,7 @@ def cached(reply: Answer) -> int:
     return int(details["cached_tokens"])
 
 
+@pytest.mark.pain_8
 async def test_simulated_group_stays_on_one_replica_when_it_shares_a_prefix() -> None:
     random_ = random.Random(0)
     async with fleet(2) as gateway:
@@ -84,6 +86,7 @@ async def test_simulated_group_stays_on_one_replica_when_it_shares_a_prefix() ->
     assert 0.7 < series.predicted_cached_tokens / series.cached_tokens < 1.3
 
 
+@pytest.mark.pain_8
 async def test_simulated_chat_finds_its_cache_when_it_goes_on() -> None:
     async with fleet(3) as gateway:
         messages: list[dict[str, str]] = []

@@ -35,6 +35,7 @@ def status(**more: Any) -> PoolStatus:
     return PoolStatus(pool="sim", total=2, base_path="/sim", **values)
 
 
+@pytest.mark.pain_16
 def test_cause_comes_first_when_ray_sends_a_traceback(stack: Stack) -> None:
     first, *rest = stack.failure(status()).splitlines()
     assert "pool sim is failed: ValueError: '--dtyp' is no flag of the engine" == first

@@ -55,6 +55,7 @@ def errors_of(paths: list[Path], folders: Machine) -> list[str]:
     return [str(error) for error in caught.value.errors]
 
 
+@pytest.mark.pain_13
 def test_quickstart_becomes_two_applications_and_three_routes(tmp_path: Path) -> None:
     plan = read_plan([QUICKSTART], models_with(tmp_path, "smollm2", "smollm2-moe"))
     assert ["smollm2", "smollm2-moe"] == sorted(str(a["name"]) for a in plan.applications)
@@ -105,6 +106,7 @@ def test_credential_becomes_a_path_when_the_secret_is_there(tmp_path: Path) -> N
     assert () == plan.applications
 
 
+@pytest.mark.pain_13
 def test_pool_has_no_application_when_it_is_at_zero(tmp_path: Path) -> None:
     paths = write(tmp_path, simulated(more="replicas: 0"))
     plan = read_plan(paths, Machine(models=tmp_path))

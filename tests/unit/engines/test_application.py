@@ -217,6 +217,7 @@ def test_quantity_is_refused_when_it_is_no_number() -> None:
         serve_application(odd, model_path=MODEL)
 
 
+@pytest.mark.pain_11
 def test_config_opens_replica_ports_when_deployed() -> None:
     config = serve_config(
         [serve_application(pool(), model_path=MODEL)], host="127.0.0.1", proxy_port=8123

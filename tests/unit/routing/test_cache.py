@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,7 @@ def test_abandoned_blocks_are_held_when_another_request_has_sent_them_too() -> N
     assert cache.cached_bytes(chain(1, 2, 3)) == 0
 
 
+@pytest.mark.pain_4
 def test_longest_unused_chain_goes_first_when_blocks_are_many() -> None:
     cache = CacheEstimate(max_blocks=6)
     compute(cache, chain(1, 1, 1))
@@ -67,6 +69,7 @@ def test_longest_unused_chain_goes_first_when_blocks_are_many() -> None:
     st.integers(1, 8),
     st.randoms(use_true_random=False),
 )
+@pytest.mark.pain_4
 def test_estimate_stays_within_its_bound_and_closed_under_prefixes(
     paths: list[list[int]], bound: int, chance: object
 ) -> None:
@@ -155,6 +158,7 @@ def test_cache_is_still_believed_when_a_miss_is_followed_by_a_hit() -> None:
     assert 0.3 < cache.confidence < 0.8
 
 
+@pytest.mark.pain_8
 def test_confidence_returns_when_predictions_come_true_again() -> None:
     cache = CacheEstimate()
     for actual in [0] * 2 + [640] * 60:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from pointsman_serving.routing.holders import HOLDERS_PER_PREFIX, PrefixHolders, prefix_key
 from pointsman_serving.routing.types import ReplicaKey
 from tests.unit.routing.fleet import chat, text
@@ -16,6 +18,7 @@ def test_latest_replicas_come_first_and_are_bounded() -> None:
     assert holders.find(2) == ()
 
 
+@pytest.mark.pain_4
 def test_longest_unused_prefix_is_forgotten_when_there_are_too_many() -> None:
     holders = PrefixHolders(limit=2)
     for prefix in (1, 2, 1, 3):

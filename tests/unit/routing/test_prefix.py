@@ -124,6 +124,7 @@ def test_embedding_hashes_its_input() -> None:
     assert prompt.total_bytes == 201
 
 
+@pytest.mark.pain_4
 def test_blocks_are_bounded_when_the_prompt_is_huge() -> None:
     prompt = prompt_of({"prompt": "x" * 3_000_000}, Api.COMPLETIONS, model="m", tenant="")
     assert len(prompt.blocks) == MAX_BLOCKS

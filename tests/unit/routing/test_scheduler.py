@@ -87,6 +87,7 @@ PROFILES = (on_a_gpu, on_a_cpu, almost_instant)
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("engine", PROFILES)
+@pytest.mark.pain_8
 def test_group_stays_on_one_replica_when_its_long_prefix_is_cached(
     seed: int, engine: Callable[[], Engine]
 ) -> None:
@@ -112,6 +113,7 @@ def test_groups_do_not_share_one_replica_when_two_are_idle(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("size", [40, 400, 4_000])
 @pytest.mark.parametrize("engine", PROFILES)
+@pytest.mark.pain_7
 def test_unrelated_requests_spread_when_latencies_differ_by_noise(
     seed: int, size: int, engine: Callable[[], Engine]
 ) -> None:
@@ -197,6 +199,7 @@ def test_chats_stay_where_their_cache_is_when_they_take_turns(
     assert reached >= 0.95 * attainable
 
 
+@pytest.mark.pain_7
 def test_replicas_take_turns_when_nothing_tells_them_apart() -> None:
     fleet = fleet_of(pool_entry())
     for number in range(20):
@@ -207,6 +210,7 @@ def test_replicas_take_turns_when_nothing_tells_them_apart() -> None:
     assert homes[0] != homes[1]
 
 
+@pytest.mark.pain_10
 def test_gateways_choose_alike_when_a_prefix_is_new_to_both() -> None:
     fleets = [fleet_of(pool_entry(), replicas=8) for _ in range(2)]
     for gateway, fleet in enumerate(fleets):
@@ -234,6 +238,7 @@ def test_burst_goes_to_one_replica_when_its_prefix_is_in_flight() -> None:
     assert len(set(places(fleet.calls))) == 1
 
 
+@pytest.mark.pain_6
 def test_burst_overflows_when_congestion_outweighs_the_prefix() -> None:
     fleet = fleet_of(pool_entry(), engine=lambda: Engine(slots=64))
     prefix = text("burst", 2_000)
@@ -246,6 +251,7 @@ def test_burst_overflows_when_congestion_outweighs_the_prefix() -> None:
 # Saturation
 
 
+@pytest.mark.pain_6
 def test_group_moves_and_says_why_when_all_slots_of_its_replica_are_busy() -> None:
     fleet = fleet_of(pool_entry())
     prefix = text("group", 2_400)
@@ -267,6 +273,7 @@ def other(key: ReplicaKey) -> ReplicaKey:
     return B if key == A else A
 
 
+@pytest.mark.pain_6
 def test_group_moves_and_says_why_when_much_prefill_is_pending_on_its_replica() -> None:
     fleet = fleet_of(pool_entry())
     prefix = text("group", 2_400)
@@ -330,6 +337,7 @@ def test_request_goes_elsewhere_when_a_replica_reports_waiting_requests() -> Non
     assert second.key == other(first.key)
 
 
+@pytest.mark.pain_21
 def test_replica_is_not_thought_idle_when_its_report_says_so() -> None:
     scheduler = scheduler_of("a", "b")
     request = chat("hello")
@@ -409,6 +417,7 @@ def test_ejected_replica_is_tried_when_it_is_the_last() -> None:
     assert winner.key == B
 
 
+@pytest.mark.pain_9
 def test_cache_is_forgotten_when_a_replica_is_ejected() -> None:
     fleet = fleet_of(pool_entry())
     prefix = text("group", 4_000)
@@ -445,6 +454,7 @@ def test_latency_is_not_learned_when_the_answer_is_not_complete() -> None:
 # Replicas and tables
 
 
+@pytest.mark.pain_1
 def test_ticket_stays_valid_when_its_replica_is_no_longer_listed() -> None:
     scheduler = scheduler_of("a", "b")
     request = chat("hello")
@@ -478,6 +488,7 @@ def test_cache_is_kept_when_the_same_replicas_are_listed_again() -> None:
     assert cached[other(home)] == 0
 
 
+@pytest.mark.pain_9
 def test_cache_is_cleared_when_a_replica_comes_back_at_another_address() -> None:
     fleet = fleet_of(pool_entry())
     request = chat(text("long", 4_000))
@@ -495,6 +506,7 @@ def test_failures_are_forgotten_when_a_replica_comes_back_at_another_address() -
     assert [each.rejected for each in explained] == [None, None]
 
 
+@pytest.mark.pain_7
 def test_newcomer_does_not_get_everything_when_the_others_have_worked() -> None:
     fleet = fleet_of(pool_entry())
     for number in range(40):
@@ -836,6 +848,7 @@ def test_conversations_divide_by_weight_when_the_strategy_is_weighted() -> None:
     assert 260 <= pools.count("cheap") <= 340
 
 
+@pytest.mark.pain_10
 def test_weighted_choice_is_the_same_when_another_gateway_makes_it() -> None:
     fleets = [fleet_of(GOOD, CHEAP, **weighted(1, 1)) for _ in range(2)]
     for number in range(50):
@@ -927,6 +940,7 @@ def test_prediction_comes_close_when_answers_are_not_streamed() -> None:
     assert winner.predicted_latency_seconds == pytest.approx(1.2 + 19 * 0.05, rel=0.25)
 
 
+@pytest.mark.pain_8
 def test_affinity_is_not_believed_when_the_engine_caches_nothing() -> None:
     fleet = fleet_of(pool_entry(), engine=lambda: Engine(caches=False))
     prefix = text("group", 2_400)
@@ -948,6 +962,7 @@ def test_less_is_believed_cached_when_the_engine_evicts_earlier_than_assumed() -
     assert snapshot.cache_capacity_bytes < 100_000
 
 
+@pytest.mark.pain_8
 def test_snapshot_counts_predicted_and_actual_cached_tokens() -> None:
     fleet = fleet_of(pool_entry(), replicas=1)
     for _ in range(3):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,6 +131,7 @@ def requests(now: float) -> list[RouteRequest]:
 
 @settings(max_examples=60)
 @given(histories)
+@pytest.mark.pain_5
 def test_counters_return_to_zero_when_all_requests_have_ended(history: list) -> None:  # type: ignore[type-arg]
     done = run(history)
     for ticket in done.open:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from pointsman_serving.routing.stickiness import Stay, Stickiness, conversation_of
 from tests.unit.routing.fleet import chat
 
@@ -23,6 +25,7 @@ def test_time_starts_again_when_the_conversation_goes_on() -> None:
     assert stickiness.find(1, now=18.0) is not None
 
 
+@pytest.mark.pain_24
 def test_longest_unused_is_forgotten_when_there_are_too_many() -> None:
     stickiness = Stickiness(limit=3)
     for conversation in (1, 2, 3, 1, 4):

@@ -319,6 +319,7 @@ async def test_load_header_has_the_asked_form_when_it_is_asked_for(
     assert (None, None) == (headers["xml"], headers[""])
 
 
+@pytest.mark.pain_21
 async def test_metrics_have_vllms_names_when_requests_were_served(
     http: aiohttp.ClientSession, client: openai.AsyncOpenAI
 ) -> None:

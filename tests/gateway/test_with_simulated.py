@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 import pytest
 import uvicorn
 
+from pointsman_serving.engines.identity import IdentityHeaders, ReplicaIdentity
 from pointsman_serving.engines.simulated.app import simulated_app_of
 from pointsman_serving.engines.simulated.options import parse_simulated_args
 from pointsman_serving.gateway.server import Gateway
@@ -22,8 +23,13 @@ from tests.gateway.harness import Answer, FixedSource, ask, chat, events, post, 
 
 
 @contextlib.asynccontextmanager
-async def simulated(name: str, *flags: str) -> AsyncIterator[ReplicaAddress]:
-    app = simulated_app_of(parse_simulated_args(["--served-model-name=served", *flags]))
+async def simulated(
+    name: str, *flags: str, revision: str = "aaaa"
+) -> AsyncIterator[ReplicaAddress]:
+    app = IdentityHeaders(
+        simulated_app_of(parse_simulated_args(["--served-model-name=served", *flags])),
+        ReplicaIdentity.new(revision),
+    )
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(app, lifespan="off", log_level="error", timeout_graceful_shutdown=1)

@@ -28,6 +28,7 @@ class Assignment:
         "first_event_at",
         "last_event_at",
         "predicted_cached_tokens",
+        "predicted_ttft_seconds",
     )
 
     def __init__(
@@ -43,8 +44,13 @@ class Assignment:
         self._finished = False
         winner = decision.winner
         self.predicted_cached_tokens = 0 if winner is None else winner.predicted_cached_tokens
+        self.predicted_ttft_seconds = 0.0 if winner is None else winner.predicted_ttft_seconds
         self.first_event_at: float | None = None
         self.last_event_at: float | None = None
+
+    def now(self) -> float:
+        """The time by the scheduler's clock."""
+        return self._clock()
 
     @property
     def key(self) -> ReplicaKey:
@@ -70,8 +76,13 @@ class Assignment:
         """Note that the replica failed; ``hard``: it is not there at all."""
         self._scheduler.failed(self.key, now=self._clock(), hard=hard)
 
-    def finish(self, *, ok: bool, usage: Usage | None = None) -> None:
-        """Give its place back."""
+    def finish(self, *, ok: bool, usage: Usage | None = None, learn: bool = True) -> None:
+        """Give its place back.
+
+        Args:
+            learn: it was a whole answer to the request, from which latencies and lengths can
+                be learned; False for the part of one.
+        """
         if not self._finished:
             self._finished = True
-            self._scheduler.finish(self._ticket, now=self._clock(), ok=ok, usage=usage)
+            self._scheduler.finish(self._ticket, now=self._clock(), ok=ok, usage=usage, learn=learn)

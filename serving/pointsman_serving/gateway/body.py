@@ -6,15 +6,20 @@ that member is written anew; all others keep their bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from pointsman_serving.engines.continuation import ARGUMENTS_FIELD, CONTINUE_ARGUMENT
 from pointsman_serving.gateway.openai import (
     BadRequestError,
     invalid_request,
     nested_too_deeply,
 )
+
+# What the members that are read again say, where the content itself is kept as bytes alone.
+_SMALL = ("stream", "stream_options", "cache_salt", "return_token_ids", ARGUMENTS_FIELD)
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -59,15 +64,30 @@ class RequestBody:
                 return value
         return None
 
-    def rewritten(self, *, model: str, add_usage: bool, cache_salt: str) -> bytes:
+    @property
+    def asks_token_ids(self) -> bool:
+        """Whether the client itself wants the token ids."""
+        return self.fields.get("return_token_ids") is True
+
+    def rewritten(
+        self,
+        *,
+        model: str,
+        add_usage: bool,
+        cache_salt: str,
+        add_token_ids: bool = False,
+        after: Sequence[int] | None = None,
+    ) -> bytes:
         """The bytes for a replica.
 
         Args:
             model: the name that the replica knows.
             add_usage: ask for the stream's usage event.
             cache_salt: keeps the engine's cache of one tenant apart; empty: as the client says.
+            add_token_ids: ask for the ids of the output's tokens.
+            after: the ids of the output's first tokens, after which the replica shall go on.
         """
-        if model == self.model and not add_usage and not cache_salt:
+        if model == self.model and not (add_usage or cache_salt or add_token_ids):
             return self.raw
         if self._members is None:
             self._members = _decode_members(self.raw)
@@ -78,6 +98,10 @@ class RequestBody:
             changed["stream_options"] = msgspec.json.encode({**kept, "include_usage": True})
         if cache_salt:
             changed["cache_salt"] = msgspec.json.encode(cache_salt)
+        if add_token_ids:
+            changed["return_token_ids"] = b"true"
+        if after is not None:
+            changed[ARGUMENTS_FIELD] = msgspec.json.encode({CONTINUE_ARGUMENT: list(after)})
         parts = [
             msgspec.json.encode(name) + b":" + changed.pop(name, raw)
             for name, raw in self._members.items()
@@ -85,8 +109,13 @@ class RequestBody:
         parts += [b'"' + name.encode() + b'":' + raw for name, raw in changed.items()]
         return b"{" + b",".join(parts) + b"}"
 
+    def keep_bytes(self) -> None:
+        """Keep what is needed to send it again, and let go of the decoded content."""
+        self.fields = {name: self.fields[name] for name in _SMALL if name in self.fields}
+        self._members = None
+
     def release(self) -> None:
-        """Let go of the content: once a reply has begun the request is never sent again."""
+        """Let go of the content: the request will not be sent again."""
         self.raw = b""
         self.fields = {}
         self._members = None

@@ -57,6 +57,12 @@ class Deadline:
         if self._timer is None or self._timer_at > self._at:
             self._set_timer(now)
 
+    def set_at(self, at: float) -> None:
+        """Move it to a time of the clock."""
+        self._at = min(at, self._latest)
+        if self._timer is None or self._timer_at > self._at:
+            self._set_timer(self._clock())
+
     def cancel(self) -> None:
         """Never ring."""
         if self._timer is not None:

@@ -48,6 +48,7 @@ _NOT_TO_REPLICAS = HOP_BY_HOP | {
     b"x-gateway-destination-endpoint",
     b"x-pointsman-pool",
     b"x-pointsman-replica",
+    b"x-pointsman-revision",
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
 }
@@ -63,6 +64,8 @@ _NOT_TO_CLIENTS = HOP_BY_HOP | {
     b"x-request-id",
     b"x-pointsman-pool",
     b"x-pointsman-replica",
+    b"x-pointsman-instance",
+    b"x-pointsman-revision",
     b"endpoint-load-metrics",
 }
 

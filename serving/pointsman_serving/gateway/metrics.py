@@ -64,13 +64,17 @@ class Series:
         if events > 1:
             self.tpot.observe(rest_seconds / (events - 1))
 
-    def used(self, usage: Usage, predicted_cached_tokens: int) -> None:
-        """Count the tokens that the engine reported."""
+    def used(self, usage: Usage, predicted_cached_tokens: int | None) -> None:
+        """Count the tokens that the engine reported.
+
+        Args:
+            predicted_cached_tokens: None where the prediction was not for this usage.
+        """
         if usage.prompt_tokens is not None:
             self.prompt_tokens.observe(usage.prompt_tokens)
         if usage.completion_tokens is not None:
             self.completion_tokens.observe(usage.completion_tokens)
-        if usage.cached_tokens is not None:
+        if usage.cached_tokens is not None and predicted_cached_tokens is not None:
             # Only where both are known: their difference is the error of the prediction.
             self.cached_tokens += usage.cached_tokens
             self.predicted_cached_tokens += predicted_cached_tokens
@@ -88,6 +92,10 @@ class Metrics(Collector):
         self.registry = CollectorRegistry(auto_describe=False)
         self.decision = Histogram(DECISION_SECONDS)
         self.retries: dict[str, int] = {}
+        self.continuations: dict[str, int] = {}
+        self.hedges: dict[str, int] = {}
+        self.retries_refused = 0
+        self.broken_replies = 0
         self.readings: Callable[[], Readings] | None = None
         self._version = version
         self._max_values = max_values
@@ -108,6 +116,22 @@ class Metrics(Collector):
         """Count an attempt that failed and was followed by another."""
         self.retries[reason] = self.retries.get(reason, 0) + 1
 
+    def unaffordable(self) -> None:
+        """Count an attempt that the retry budget did not allow."""
+        self.retries_refused += 1
+
+    def continued(self, reason: str) -> None:
+        """Count a stream that broke and is continued."""
+        self.continuations[reason] = self.continuations.get(reason, 0) + 1
+
+    def hedged(self, result: str) -> None:
+        """Count a first token that threatened to be late, and what was done."""
+        self.hedges[result] = self.hedges.get(result, 0) + 1
+
+    def broke(self) -> None:
+        """Count a reply that broke after it had begun."""
+        self.broken_replies += 1
+
     def _capped(self, value: str, seen: set[str]) -> str:
         if value in seen:
             return value
@@ -125,12 +149,40 @@ class Metrics(Collector):
         )
         decision.add_metric([], self.decision.buckets(), self.decision.total)
         yield decision
-        retries = CounterMetricFamily(
-            "pointsman_gateway_retries", "Attempts that failed, by reason.", labels=["reason"]
+        for name, text, label, counts in (
+            (
+                "retries",
+                "Attempts that failed and were followed by another.",
+                "reason",
+                self.retries,
+            ),
+            (
+                "continuations",
+                "Streams that broke and were continued on another replica.",
+                "reason",
+                self.continuations,
+            ),
+            (
+                "hedges",
+                "First tokens that threatened to be late, and what a second replica did about it.",
+                "result",
+                self.hedges,
+            ),
+        ):
+            family = CounterMetricFamily(f"pointsman_gateway_{name}", text, labels=[label])
+            for value, count in counts.items():
+                family.add_metric([value], count)
+            yield family
+        yield CounterMetricFamily(
+            "pointsman_gateway_retries_refused",
+            "Attempts that the retry budget did not allow.",
+            value=self.retries_refused,
         )
-        for reason, count in self.retries.items():
-            retries.add_metric([reason], count)
-        yield retries
+        yield CounterMetricFamily(
+            "pointsman_gateway_broken_replies",
+            "Replies that broke after they had begun and could not be continued.",
+            value=self.broken_replies,
+        )
         yield InfoMetricFamily(
             "pointsman_gateway_build", "The gateway's version.", value={"version": self._version}
         )

@@ -10,8 +10,17 @@ class Phase(Enum):
 
     NEW = auto()
     QUEUED = auto()
+    SENT = auto()
+    """With a replica, which has sent nothing yet that is for the client."""
+    REPLYING = auto()
+    ENDED = auto()
+
+
+class LegPhase(Enum):
+    """Where one attempt at a request is."""
+
     CONNECTING = auto()
     WAITING = auto()
-    """Sent to a replica; nothing committed to the client."""
+    """Sent; nothing of use has come."""
     REPLYING = auto()
     ENDED = auto()

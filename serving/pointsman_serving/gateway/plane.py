@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Container, Sequence
+from typing import Protocol
 
 from pointsman_api.route_table import BackendType, CacheIsolation, RouteTable, Rule
 from pointsman_serving.gateway import openai
-from pointsman_serving.gateway.admission import Admission
+from pointsman_serving.gateway.admission import Admission, RuleKey
 from pointsman_serving.gateway.body import RequestBody
+from pointsman_serving.gateway.budget import RuleBudgets
 from pointsman_serving.gateway.credentials import Credentials
 from pointsman_serving.gateway.dispatcher import Dispatcher, Routed
 from pointsman_serving.gateway.endpoint import Endpoint
@@ -39,6 +41,20 @@ _CREDENTIALS_SECONDS = 5.0
 # How often those who wait are looked at though nothing told us to: an ejected replica comes
 # back by time alone.
 _SWEEP_SECONDS = 0.25
+
+
+class Wanted(Protocol):
+    """What a stream that may be continued asks of a replica. ``continuation.Continuation``."""
+
+    revision: str
+    """Of the replica that began it."""
+
+    @property
+    def tokens(self) -> list[int] | None:
+        """The ids after which the replica goes on; None: it begins."""
+
+    def asks_token_ids(self, pool: str) -> bool:
+        """Whether a pool's replicas are asked for token ids."""
 
 
 class DataPlane:
@@ -85,6 +101,8 @@ class DataPlane:
         )
         self.news = News(clock)
         self.bodies = HeldBytes(settings.max_held_body_bytes)
+        self.kept_bodies = HeldBytes(settings.max_kept_body_bytes)
+        self._budgets: dict[RuleKey, RuleBudgets] = {}
         self._external = ExternalPools(credentials)
         self._sweeper: asyncio.TimerHandle | None = None
         self._credentials_due = 0.0
@@ -108,9 +126,11 @@ class DataPlane:
             self.upstreams.retain(gone, ())
         self.replicas = {name: self.replicas.get(name, ()) for name in table.pools}
         self._told = {name: told for name, told in self._told.items() if name in table.pools}
-        self.admission.retain(
-            {(route.policy, rule.name) for route in table.routes.values() for rule in route.rules}
-        )
+        rules = {
+            (route.policy, rule.name) for route in table.routes.values() for rule in route.rules
+        }
+        self.admission.retain(rules)
+        self._budgets = {key: each for key, each in self._budgets.items() if key in rules}
         for name, pool in table.pools.items():
             known = before.pools.get(name)
             if known is not None and known.backend is not pool.backend:
@@ -148,6 +168,18 @@ class DataPlane:
         entry = self.table.pools.get(pool)
         return entry is not None and entry.backend is BackendType.EXTERNAL
 
+    def engine(self, pool: str) -> str:
+        """The engine of a pool's replicas; empty where it is somebody else's."""
+        entry = self.table.pools.get(pool)
+        return "" if entry is None else entry.engine
+
+    def budgets_of(self, key: RuleKey, rule: Rule) -> RuleBudgets:
+        """What the requests of a rule may cost once more."""
+        budgets = self._budgets.get(key)
+        if budgets is None or not budgets.fit(rule.resilience):
+            budgets = self._budgets[key] = RuleBudgets.of(rule.resilience)
+        return budgets
+
     # Requests.
 
     def route(
@@ -182,10 +214,21 @@ class DataPlane:
             retry_after_seconds=self.settings.retry_after_seconds,
         )
 
-    def decide(self, request: RouteRequest, now: float, exclude: Container[ReplicaKey]) -> Decision:
-        """Ask the scheduler, and note how long it took."""
+    def decide(
+        self,
+        request: RouteRequest,
+        now: float,
+        exclude: Container[ReplicaKey],
+        *,
+        pool: str = "",
+    ) -> Decision:
+        """Ask the scheduler, and note how long it took.
+
+        Args:
+            pool: only this one may be chosen; empty: any.
+        """
         before = time.perf_counter()
-        decision = self.scheduler.decide(request, now=now, exclude=exclude)
+        decision = self.scheduler.decide(request, now=now, exclude=exclude, pool=pool)
         self.metrics.decision.observe(time.perf_counter() - before)
         return decision
 
@@ -198,11 +241,13 @@ class DataPlane:
         rule: Rule,
         *,
         external: bool,
+        continuation: Wanted | None = None,
     ) -> bytes:
         """The bytes of a request to a replica.
 
         Args:
             external: the replica is somebody else's endpoint.
+            continuation: of a stream that may have to be continued, or is.
 
         Raises:
             RecursionError: the body is nested too deeply to be written anew.
@@ -214,10 +259,19 @@ class DataPlane:
             lines = headers.to_external() + self._external.authorization(address)
         else:
             lines = headers.to_replica()
+        after = None
+        token_ids = False
+        if continuation is not None:
+            after = continuation.tokens
+            token_ids = continuation.asks_token_ids(address.key.pool)
+            if after is not None:
+                lines += b"x-pointsman-revision: %b\r\n" % continuation.revision.encode("latin-1")
         content = body.rewritten(
             model=model,
             add_usage=body.can_add_usage,
             cache_salt=cache_salt(pool, request.api, headers.tenant, body.cache_salt, rule),
+            add_token_ids=token_ids,
+            after=after,
         )
         return endpoint.request(request.api, lines, content)
 

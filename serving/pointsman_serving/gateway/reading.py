@@ -12,6 +12,7 @@ import msgspec
 
 from pointsman_serving.gateway.headers import Header
 from pointsman_serving.gateway.openai import ApiError
+from pointsman_serving.gateway.said import Said
 from pointsman_serving.gateway.sse import SseScanner, StreamError, UsageObject
 from pointsman_serving.routing.types import Usage
 
@@ -37,11 +38,19 @@ class Reading(Protocol):
         """What an error event of a stream said."""
 
     @property
+    def error_held(self) -> bool:
+        """Whether that error was kept from the client."""
+
+    @property
     def ended(self) -> bool:
         """Whether the reply has said its last word, though the connection goes on."""
 
     def feed(self, data: bytes, *, done: bool) -> bytes | None:
-        """Take a piece; return what may be passed on, None while nothing must be committed."""
+        """Take a piece; return what may be passed on, None while nothing must be committed.
+
+        Raises:
+            SeamError: a stream that is to be continued does not begin as it should.
+        """
 
     def flaw(self) -> str:
         """Once all has come: why it is not whole; empty where it is."""
@@ -58,12 +67,13 @@ class StreamReading:
 
     Args:
         hide_usage: leave out the event that only carries the usage.
+        said: what the client has got, where the stream may have to be continued.
     """
 
     __slots__ = ("_held", "_open", "_scanner")
 
-    def __init__(self, *, hide_usage: bool) -> None:
-        self._scanner = SseScanner(hide_usage=hide_usage)
+    def __init__(self, *, hide_usage: bool, said: Said | None = None) -> None:
+        self._scanner = SseScanner(hide_usage=hide_usage, said=said)
         self._held = b""
         self._open = False
 
@@ -81,6 +91,11 @@ class StreamReading:
     def error(self) -> StreamError | None:
         """See :class:`Reading`."""
         return self._scanner.error
+
+    @property
+    def error_held(self) -> bool:
+        """See :class:`Reading`."""
+        return self._scanner.holding
 
     @property
     def ended(self) -> bool:
@@ -154,6 +169,11 @@ class WholeReading:
     def error(self) -> StreamError | None:
         """See :class:`Reading`."""
         return None
+
+    @property
+    def error_held(self) -> bool:
+        """See :class:`Reading`."""
+        return False
 
     @property
     def ended(self) -> bool:

@@ -1,14 +1,15 @@
 """One routed request, from its decision to the end of its reply.
 
-A state machine on the event loop, driven by four sides: the scheduler's decisions, the
-connection to the replica, the client and one timer. Nothing is committed to the client before
-the first byte that is worth it (a stream's first data event), so until then every failure can
-be tried again on another replica.
+A state machine on the event loop, driven by five sides: the scheduler's decisions, the attempts
+(``leg.Leg``: one at a time, two where the second is a hedge), the client, the queue and one
+timer. Nothing is committed to the client before the first byte that is worth it (a stream's
+first data event), so until then every failure can be tried again on another replica; after it,
+a stream goes on where it broke (``continuation.Continuation``).
 """
 
 from __future__ import annotations
 
-import asyncio
+import math
 
 import structlog
 
@@ -16,20 +17,20 @@ from pointsman_api.route_table import Rule
 from pointsman_serving.gateway import openai
 from pointsman_serving.gateway.attempts import Attempts
 from pointsman_serving.gateway.body import RequestBody
-from pointsman_serving.gateway.connection import UpstreamConnection
+from pointsman_serving.gateway.continuation import Continuation
 from pointsman_serving.gateway.deadline import Deadline
-from pointsman_serving.gateway.endpoint import Endpoint
-from pointsman_serving.gateway.failure import Failure, no_connection, refusal_in_stream
-from pointsman_serving.gateway.headers import Header, RequestHeaders, reply_lines, routed_lines
-from pointsman_serving.gateway.limits import first_token_seconds, next_token_seconds, queue_seconds
+from pointsman_serving.gateway.failure import Failure
+from pointsman_serving.gateway.headers import RequestHeaders, reply_lines, routed_lines
+from pointsman_serving.gateway.hedge import Hedge
+from pointsman_serving.gateway.leg import Leg
+from pointsman_serving.gateway.limits import queue_seconds
 from pointsman_serving.gateway.openai import ApiError
-from pointsman_serving.gateway.phase import Phase
+from pointsman_serving.gateway.phase import LegPhase, Phase
 from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.gateway.reading import Reading
 from pointsman_serving.gateway.reply import ClientReply, send_error
 from pointsman_serving.gateway.reply_head import ReplyHead
-from pointsman_serving.gateway.sse import StreamError
-from pointsman_serving.routing.types import Decision, Outcome, RouteRequest, Usage
+from pointsman_serving.routing.types import Decision, Outcome, ReplicaKey, RouteRequest, Usage
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +39,7 @@ CLIENT_CLOSED = 499
 
 
 class Relay:
-    """One request and its attempts. Implements ``connection.Exchange``."""
+    """One request. Implements ``leg.LegOwner`` and ``dispatcher.Routed``."""
 
     def __init__(
         self,
@@ -63,14 +64,20 @@ class Relay:
         self._started = started
         latest = started + rule.resilience.request_timeout_seconds
         self._deadline = Deadline(plane.loop.call_later, plane.clock, self._late, latest=latest)
-        # Set for every token, so looked up once.
-        self._next_token_seconds = next_token_seconds(rule, stream=request.stream)
-        self._attempts = Attempts(plane, request, rule)
-        self._error_told = False
-        self._connecting: asyncio.Task[None] | None = None
-        self._connection: UpstreamConnection | None = None
-        self._head: ReplyHead | None = None
-        self._reading: Reading | None = None
+        budgets = plane.budgets_of(self.rule_key, rule)
+        budgets.retries.deposit(1.0)
+        budgets.hedges.deposit(request.prompt.estimated_tokens)
+        self._attempts = Attempts(plane, rule, budgets.retries)
+        self._legs: list[Leg] = []
+        """The attempts under way."""
+        self._leg: Leg | None = None
+        """The one whose answer the client gets; before that, the latest."""
+        self._committed = False
+        self._continuation = Continuation.of(plane, rule, request, body)
+        self._hedge = Hedge.of(plane, rule, budgets.hedges, request)
+        self._first_event_at: float | None = None
+        self._events_before = 0
+        """Data events of the replicas before the one that replies now."""
 
     # Choosing and waiting.
 
@@ -86,13 +93,19 @@ class Relay:
 
     def decide(self, now: float) -> Decision:
         """Ask the scheduler what to do with it now."""
+        continuation = self._continuation
+        if continuation is not None and continuation.begun:
+            return self._plane.decide(
+                continuation.request, now, self._attempts.excluded, pool=continuation.pool
+            )
         return self._plane.decide(self.request, now, self._attempts.excluded)
 
     def take(self, decision: Decision, now: float) -> None:
         """Act on a decision."""
         if decision.outcome is Outcome.CHOSEN:
             self._dispatch(decision)
-        elif decision.outcome is Outcome.WAIT:
+        elif decision.outcome is Outcome.WAIT or self._committed:
+            # The replicas of a stream that has begun may come back.
             self._queue(now)
         else:
             self._fail(self._attempts.error or self._plane.refusal(decision, self.request.model))
@@ -106,185 +119,189 @@ class Relay:
         self.phase = Phase.QUEUED
         self._deadline.set(queue_seconds(self._rule, again=again), now)
 
-    # Attempts.
-
-    def _dispatch(self, decision: Decision) -> None:
-        endpoint = self._attempts.begin(decision)
-        if endpoint is None:
-            self._fail(self._attempts.unanswered("the chosen replica left"))
-        else:
-            self._connect(endpoint, fresh=False)
-
-    def _connect(self, endpoint: Endpoint, *, fresh: bool) -> None:
-        self.phase = Phase.CONNECTING
-        limit = self._rule.resilience.connect_timeout_seconds
-        # The task keeps the limit; the deadline is there for the whole request's.
-        self._deadline.set(limit + 1.0, self._plane.clock())
-        self._connecting = self._plane.upstreams.connect(
-            endpoint, self, timeout_seconds=limit, fresh=fresh
-        )
-
-    def connected(self, connection: UpstreamConnection) -> None:
-        """Send the request."""
-        self._connecting = None
-        if self.phase is not Phase.CONNECTING:
-            connection.abandon()
-            return
-        self.phase = Phase.WAITING
-        if not connection.usable:
-            self.lost("the connection closed at once", untouched=False)
-            return
-        self._connection = connection
-        limit = first_token_seconds(self._rule, stream=self.request.stream)
-        self._deadline.set(limit, self._plane.clock())
-        try:
-            request = self._plane.upstream_request(
-                connection.endpoint,
-                self.request,
-                self._headers,
-                self._body,
-                self._rule,
-                external=self._attempts.external,
-            )
-        except RecursionError:
-            self._fail(openai.nested_too_deeply())
-            return
-        connection.send(self, request)
-
-    def connect_failed(self, reason: str) -> None:
-        """No connection: the next replica."""
-        self._connecting = None
-        if self.phase is Phase.CONNECTING:
-            self._attempt_failed(no_connection(reason))
-
-    def _attempt_failed(self, failure: Failure) -> None:
-        """This replica did not answer, and nothing is committed: try another, or say so."""
-        self._detach()
-        error = self._attempts.failed(failure)
-        self._reading = None
-        if self._attempts.may_go_on:
-            now = self._plane.clock()
-            self.take(self.decide(now), now)
-        else:
-            self._fail(error)
-
     @property
     def pools(self) -> list[str]:
-        """The pools that its rule may choose."""
+        """The pools that may be chosen for it."""
+        if self._continuation is not None and self._continuation.begun:
+            return [self._continuation.pool]
         return [target.pool for target in self._rule.targets]
 
     @property
     def pool(self) -> str:
         """The pool that it was sent to last; empty before that."""
-        return self._attempts.pool
+        return "" if self._leg is None else self._leg.key.pool
 
-    # The replica's reply.
+    @property
+    def _key(self) -> ReplicaKey | None:
+        return None if self._leg is None else self._leg.key
 
-    def head(self, status: int, headers: list[Header]) -> None:
-        """Look at the reply's beginning; a failed one is tried again elsewhere."""
-        head = self._head = ReplyHead(status, headers)
-        attempt = self._attempts.latest
-        if head.load_report is not None and attempt is not None:
-            attempt.report(head.load_report)
-        failure = self._attempts.failure_of(head)
-        if failure is not None:
-            self._attempt_failed(failure)
-        else:
-            self._reading = head.reading(hide_usage=self._body.can_add_usage)
+    # Attempts.
 
-    def _failed_in_stream(self, error: StreamError) -> None:
-        """An error came under status 200, and nothing is committed."""
-        failure = self._attempts.failure_in_stream(error)
-        if failure is not None:
-            self._attempt_failed(failure)
-        else:
-            self._fail(refusal_in_stream(error))
-
-    def received(self, data: bytes, *, done: bool) -> None:
-        """A piece of the reply's body."""
-        head, reading = self._head, self._reading
-        if done:
-            # A whole reply has given its connection back.
-            self._connection = None
-        if head is None or reading is None:
+    def _dispatch(self, decision: Decision) -> None:
+        continuation = self._continuation
+        resumes = continuation is not None and continuation.begun
+        request = continuation.request if continuation is not None and resumes else self.request
+        leg = self._attempts.begin(self, request, decision, resumes=resumes)
+        if leg is None:
+            self._end_in_error(self._attempts.unanswered("the chosen replica left"))
             return
-        before = reading.events
-        passed = reading.feed(data, done=done)
-        if reading.error is not None:
-            if not self._committed:
-                self._failed_in_stream(reading.error)
-                return
-            self._tell_error(reading.error)
-        attempt = self._attempts.latest
-        if reading.events > before and attempt is not None:
-            attempt.events(reading.events - before)
-        flaw = reading.flaw() if done else ""
-        if flaw and not self._committed and not reading.events:
-            reason = "the stream ended before its first event"
-            self._attempt_failed(Failure(label="empty_stream", reason=reason))
-            return
-        last = done and not flaw
-        if passed is not None or last:
-            self._pass_on(head, reading, passed or b"", last=last)
-        if flaw:
-            self._break(openai.stream_broken(flaw))
-        elif done:
-            self._end_whole(head.status, reading)
+        self.phase = Phase.SENT
+        self._leg = leg
+        self._legs.append(leg)
+        if self._hedge is not None and not resumes:
+            self._hedge.sent(leg)
+        leg.start()
+        if leg.phase is LegPhase.CONNECTING:
+            self._arm()
 
-    def _tell_error(self, error: StreamError) -> None:
-        """An error came in a committed stream: the client gets it, the scheduler hears of it."""
-        if not self._error_told and error.status >= 500:
-            self._attempts.eject()
-        self._error_told = True
+    def request_bytes(self, leg: Leg) -> bytes:
+        """See :class:`~pointsman_serving.gateway.leg.LegOwner`."""
+        return self._plane.upstream_request(
+            leg.endpoint,
+            self.request,
+            self._headers,
+            self._body,
+            self._rule,
+            external=leg.external,
+            continuation=self._continuation,
+        )
 
-    def _end_whole(self, status: int, reading: Reading) -> None:
-        """All that the replica had to say is passed on."""
-        if reading.error is not None:
-            self._end(reading.error.status, ok=False)
+    def reading_of(self, leg: Leg, head: ReplyHead) -> Reading:
+        """See :class:`~pointsman_serving.gateway.leg.LegOwner`."""
+        continuation = self._continuation
+        said = None if continuation is None else continuation.said_for(leg.key.pool)
+        return head.reading(hide_usage=self._body.can_add_usage, said=said)
+
+    def leg_sent(self, leg: Leg) -> None:
+        """See :class:`~pointsman_serving.gateway.leg.LegOwner`."""
+        self._arm()
+
+    def leg_failed(self, leg: Leg, failure: Failure) -> None:
+        """This replica did not answer: another one, or say so."""
+        self._legs.remove(leg)
+        error = self._attempts.failed(leg, failure, request_id=self.request.request_id)
+        if self._legs:
+            # The other attempt goes on.
+            self._leg = self._legs[0]
+            self._arm()
+        elif self._attempts.may_go_on(failure, resumes=self._committed):
+            now = self._plane.clock()
+            self.take(self.decide(now), now)
+        elif self._committed:
+            self._break(failure, why="it broke again without having got on")
         else:
-            self._end(status, ok=status < 400, usage=reading.usage())
+            self._fail(error)
 
-    def _pass_on(self, head: ReplyHead, reading: Reading, data: bytes, *, last: bool) -> None:
-        self._expect_more()
+    def leg_refused(self, leg: Leg, error: ApiError) -> None:
+        """See :class:`~pointsman_serving.gateway.leg.LegOwner`."""
+        self._end_in_error(error)
+
+    def leg_brought(self, leg: Leg, data: bytes, *, last: bool) -> None:
+        """Pass on what a replica has sent; the first one to send something leads."""
+        if self.phase is not Phase.REPLYING:
+            self._lead(leg)
+        self._deadline.set_at(leg.late_at)
         if self._committed:
             self._reply.send(data)
             if last:
                 self._reply.end()
             return
+        self._commit(leg, data, last=last)
+
+    def _lead(self, leg: Leg) -> None:
+        """From here on the client gets this one's answer."""
         self.phase = Phase.REPLYING
-        self._body.release()
-        lines = reply_lines(head.headers, external=self._attempts.external)
-        lines += routed_lines(self.request.request_id, self._attempts.key)
+        self._leg = leg
+        for other in [other for other in self._legs if other is not leg]:
+            self._legs.remove(other)
+            other.end()
+            other.finish(ok=False)
+            self._plane.dispatcher.wake_soon()
+        if self._hedge is not None:
+            self._hedge.decided(leg)
+        if self._committed and self._reply.paused:
+            leg.pause()
+
+    def _commit(self, leg: Leg, data: bytes, *, last: bool) -> None:
+        head, reading = leg.reply, leg.reading
+        if head is None or reading is None:
+            raise RuntimeError("an attempt brought data before its head")
+        self._committed = True
+        self._first_event_at = leg.assignment.first_event_at
+        if self._continuation is None or last or not self._continuation.keep(leg, head):
+            self._continuation = None
+            self._body.release()
+        lines = reply_lines(head.headers, external=leg.external)
+        lines += routed_lines(self.request.request_id, leg.key)
         self._reply.start(head.status, lines, length=reading.length, body=data, last=last)
         if self._reply.paused:
             self.client_paused()
 
-    @property
-    def _committed(self) -> bool:
-        return self.phase is Phase.REPLYING
-
-    def lost(self, reason: str, *, untouched: bool) -> None:
-        """The connection broke: connect anew, try another replica, or tell the client."""
-        self._connection = None
-        if self._committed:
-            self._break(openai.stream_broken(reason))
-        elif untouched and self._attempts.endpoint is not None:
-            # The replica closed a kept connection before it can have read the request.
-            self._connect(self._attempts.endpoint, fresh=True)
+    def leg_ended(self, leg: Leg) -> None:
+        """All that the replica had to say is passed on."""
+        head, reading = leg.reply, leg.reading
+        status = 200 if head is None or self._resumed else head.status
+        if reading is not None and reading.error is not None:
+            self._end(reading.error.status, ok=False)
         else:
-            self._attempt_failed(Failure(label="reset", reason=reason))
+            usage = None if reading is None else reading.usage()
+            self._end(status, ok=status < 400, usage=usage)
 
-    def _break(self, error: ApiError, *, eject: bool = True) -> None:
-        """End a committed reply that cannot be whole, so that the client sees it."""
-        reading = self._reading
+    @property
+    def _resumed(self) -> bool:
+        return self._continuation is not None and self._continuation.begun
+
+    def leg_broke(self, leg: Leg, failure: Failure) -> None:
+        """A committed reply broke: another replica goes on, or the client is told."""
+        self._legs.remove(leg)
+        self._events_before += leg.events
+        continuation = self._continuation
+        if continuation is None:
+            if failure.eject and not leg.error_told:
+                leg.assignment.eject()
+            leg.finish(ok=False)
+            self._break(failure)
+            return
+        if continuation.got_on():
+            self._attempts.got_on()
+        self._attempts.failed(leg, failure, request_id=self.request.request_id)
+        if continuation.finished:
+            # Only the end of the stream is missing.
+            self._reply.send(continuation.closing(usage=self._body.asks_usage))
+            self._reply.end()
+            self._end(200, ok=True)
+        elif continuation.flaw:
+            self._break(failure, why=continuation.flaw)
+        elif not self._attempts.may_go_on(failure, resumes=True):
+            self._break(failure, why="it broke again without having got on")
+        else:
+            now = self._plane.clock()
+            continuation.begin(now)
+            self._plane.metrics.continued(failure.label)
+            self.take(self.decide(now), now)
+
+    # A reply that cannot be whole.
+
+    def _end_in_error(self, error: ApiError) -> None:
+        if self._committed:
+            self._tell(openai.stream_broken(error.message, status=error.status))
+        else:
+            self._fail(error)
+
+    def _break(self, failure: Failure, *, why: str = "") -> None:
+        reason = f"{failure.reason}; it cannot be continued: {why}" if why else failure.reason
+        status = 502 if failure.error is None else failure.error.status
+        self._tell(openai.stream_broken(reason, status=status))
+
+    def _tell(self, error: ApiError) -> None:
+        """End a committed reply so that the client sees that it is not whole."""
+        reading = None if self._leg is None else self._leg.reading
         if reading is not None and reading.ended:
             # Only the connection's end is missing.
             self._reply.end()
-            self._end_whole(200, reading)
+            self._end(200, ok=True, usage=reading.usage())
             return
-        if eject and not self._error_told:
-            self._attempts.eject()
-        ending = None if reading is None else reading.ending(error)
+        ending = error.event() if self._resumed or reading is None else reading.ending(error)
         if ending is None:
             self._reply.abort()
         else:
@@ -293,24 +310,36 @@ class Relay:
         log.warning(
             "reply broke",
             request_id=self.request.request_id,
-            replica=self._attempts.key,
+            replica=self._key,
             reason=error.message,
         )
+        self._plane.metrics.broke()
+        self._end(error.status, ok=False)
+
+    def _fail(self, error: ApiError) -> None:
+        """Answer with an error object; nothing is committed yet."""
+        if self.phase is Phase.ENDED:
+            return
+        if self._committed:
+            self._end_in_error(error)
+            return
+        send_error(self._reply, error, routed_lines(self.request.request_id, self._key))
         self._end(error.status, ok=False)
 
     # The client.
 
     def client_paused(self) -> None:
         """The client reads slowly: stop reading from the replica."""
-        if self._connection is not None:
-            self._connection.pause()
+        if self._committed and self._leg is not None:
+            self._leg.pause()
 
     def client_resumed(self) -> None:
         """The client reads again."""
-        if self._committed:
-            self._expect_more()
-        if self._connection is not None:
-            self._connection.resume()
+        if self.phase is Phase.REPLYING and self._leg is not None:
+            self._leg.expect_more()
+            self._arm()
+        if self._leg is not None:
+            self._leg.resume()
 
     def client_gone(self) -> None:
         """The client left: stop the replica's work at once."""
@@ -319,68 +348,90 @@ class Relay:
     def stop(self, error: ApiError) -> None:
         """The gateway ends, or failed on this request: end it with ``error``."""
         if self._committed:
-            self._break(error, eject=False)
+            self._tell(error)
         else:
             self._fail(error)
 
     # Time.
 
-    def _expect_more(self) -> None:
-        self._deadline.set(self._next_token_seconds, self._plane.clock())
+    def _arm(self) -> None:
+        """Set the timer to what is due next."""
+        due = min((leg.late_at for leg in self._legs), default=math.inf)
+        if self._hedge is not None and self.phase is Phase.SENT:
+            due = min(due, self._hedge.due_at)
+        self._deadline.set_at(due)
 
     def _late(self) -> None:
-        """The deadline has passed."""
-        limits = self._rule.resilience
+        """Something is due."""
+        now = self._plane.clock()
         if self._deadline.final:
-            reason = f"the request took longer than {limits.request_timeout_seconds:g} s"
+            limit = self._rule.resilience.request_timeout_seconds
+            reason = f"the request took longer than {limit:g} s"
             if self._committed:
-                self._break(openai.stream_broken(reason, status=504), eject=False)
+                self._tell(openai.stream_broken(reason, status=504))
             else:
                 self._fail(openai.upstream_timeout(reason, attempts=self._attempts.begun))
         elif self.phase is Phase.QUEUED:
             late = self._plane.dispatcher.queue_timeout(self.rule_key, self._rule)
-            self._fail(self._attempts.error or late)
-        elif self.phase is Phase.CONNECTING:
-            self._attempt_failed(no_connection("no connection in time"))
-        elif self.phase is Phase.WAITING:
-            reason = f"no first token within {limits.first_token_timeout_seconds:g} s"
-            error = openai.upstream_timeout(reason, attempts=self._attempts.begun)
-            self._attempt_failed(Failure(label="first_token_timeout", reason=reason, error=error))
-        elif self._reply.paused:
+            self._end_in_error(self._attempts.error or late)
+        elif self.phase is Phase.REPLYING and self._reply.paused:
             # The replica is not late: the client is.
-            self._expect_more()
+            if self._leg is not None:
+                self._leg.expect_more()
+            self._arm()
         else:
-            reason = f"nothing came for {limits.between_tokens_timeout_seconds:g} s"
-            self._break(openai.stream_broken(reason, status=504))
+            if self._hedge is not None and self.phase is Phase.SENT and now >= self._hedge.due_at:
+                self._send_twice(now)
+            for leg in list(self._legs):
+                if leg.late_at <= now and leg in self._legs:
+                    leg.late()
+            if self._legs and self.phase in (Phase.SENT, Phase.REPLYING):
+                self._arm()
+
+    def _send_twice(self, now: float) -> None:
+        """Ask a second replica for the first token, where the budget and the others allow."""
+        hedge = self._hedge
+        if hedge is None or len(self._legs) != 1:
+            return
+        decision = hedge.decide(self._legs[0], self._attempts.excluded, now)
+        if decision is not None:
+            hedge.sends_twice = True
+            self._dispatch(decision)
 
     # The end.
-
-    def _fail(self, error: ApiError) -> None:
-        """Answer with an error object; nothing is committed yet."""
-        if self.phase is not Phase.ENDED:
-            send_error(
-                self._reply, error, routed_lines(self.request.request_id, self._attempts.key)
-            )
-            self._end(error.status, ok=False)
-
-    def _detach(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
-        if self._connection is not None:
-            self._connection.abandon()
-            self._connection = None
 
     def _end(self, code: int, *, ok: bool, usage: Usage | None = None) -> None:
         """Give everything back; every path ends here, and only the first time counts."""
         if self.phase is Phase.ENDED:
             return
+        plane = self._plane
         if self.phase is Phase.QUEUED:
-            self._plane.admission.leave(self.rule_key, self)
+            plane.admission.leave(self.rule_key, self)
         self.phase = Phase.ENDED
         self._deadline.cancel()
-        self._plane.relays.discard(self)
-        self._detach()
-        self._attempts.finish(ok=ok, usage=usage)
-        events = 0 if self._reading is None else self._reading.events
-        self._attempts.count(code, usage, started=self._started, events=events)
+        plane.relays.discard(self)
+        resumed = self._resumed
+        for leg in self._legs:
+            leg.end()
+            leading = leg is self._leg
+            leg.finish(ok=ok and leading, usage=usage if leading else None, learn=not resumed)
+        if self._legs:
+            plane.dispatcher.wake_soon()
+        self._legs.clear()
+        if self._continuation is not None:
+            self._continuation.end()
+        self._body.release()
+        self._count(code, usage, resumed=resumed)
+
+    def _count(self, code: int, usage: Usage | None, *, resumed: bool) -> None:
+        plane, request, leg = self._plane, self.request, self._leg
+        series = plane.metrics.series(request.model, self.pool, request.api)
+        series.ended(code, plane.clock() - self._started)
+        if leg is None:
+            return
+        events = self._events_before + leg.events
+        first, last = self._first_event_at, leg.assignment.last_event_at
+        if first is not None and last is not None and events:
+            series.streamed(first - self._started, last - first, events)
+        if usage is not None:
+            series.used(usage, None if resumed else leg.assignment.predicted_cached_tokens)

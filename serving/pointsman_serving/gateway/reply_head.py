@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pointsman_serving.gateway.headers import Header
 from pointsman_serving.gateway.reading import Reading, StreamReading, WholeReading
+from pointsman_serving.gateway.said import Said
 
 
 class ReplyHead:
@@ -15,7 +16,15 @@ class ReplyHead:
         headers: names in lower case.
     """
 
-    __slots__ = ("_streams", "headers", "load_report", "retry_after_seconds", "status")
+    __slots__ = (
+        "headers",
+        "instance",
+        "load_report",
+        "retry_after_seconds",
+        "revision",
+        "status",
+        "streams",
+    )
 
     def __init__(self, status: int, headers: Sequence[Header]) -> None:
         self.status = status
@@ -23,6 +32,10 @@ class ReplyHead:
         self.load_report: bytes | None = None
         """The value of endpoint-load-metrics."""
         self.retry_after_seconds: int | None = None
+        self.revision = ""
+        """Which model, arguments and engine made it; empty where the replica does not say."""
+        self.instance = b""
+        """Which start of the replica made it; empty where it does not say."""
         content_type = encoding = b""
         for name, value in headers:
             if name == b"content-type":
@@ -31,10 +44,14 @@ class ReplyHead:
                 encoding = value
             elif name == b"endpoint-load-metrics":
                 self.load_report = value
+            elif name == b"x-pointsman-revision":
+                self.revision = value.decode("latin-1")
+            elif name == b"x-pointsman-instance":
+                self.instance = value
             elif name == b"retry-after" and value.isdigit() and len(value) < 6:
                 self.retry_after_seconds = int(value)
         # What is compressed cannot be cut at its events.
-        self._streams = (
+        self.streams = (
             status < 300 and content_type.startswith(b"text/event-stream") and not encoding
         )
 
@@ -47,12 +64,13 @@ class ReplyHead:
         status = self.status
         return (status >= 500 and status != 501) or 300 <= status < 400
 
-    def reading(self, *, hide_usage: bool) -> Reading:
+    def reading(self, *, hide_usage: bool, said: Said | None) -> Reading:
         """How to read the body.
 
         Args:
             hide_usage: leave out a stream's usage event.
+            said: notes what of a stream is passed on; None where it is not to be continued.
         """
-        if self._streams:
-            return StreamReading(hide_usage=hide_usage)
+        if self.streams:
+            return StreamReading(hide_usage=hide_usage, said=said)
         return WholeReading(self.status, self.headers)

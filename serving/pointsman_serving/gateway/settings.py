@@ -28,6 +28,10 @@ class GatewaySettings:
     max_held_body_bytes: int = 1024 * 1024 * 1024
     """Request bodies held in memory, over all requests together; beyond it requests get 503."""
 
+    max_kept_body_bytes: int = 512 * 1024 * 1024
+    """Bodies kept while their streams run, over all streams together, so that they can be
+    continued on another replica; beyond it a stream that breaks ends with an error event."""
+
     request_read_seconds: float = 30.0
     """A request's head must come within this, and its body must not pause for longer; else 408
     and the connection is closed."""
@@ -66,6 +70,7 @@ class GatewaySettings:
         for name in (
             "max_body_bytes",
             "max_held_body_bytes",
+            "max_kept_body_bytes",
             "request_read_seconds",
             "body_read_seconds",
             "keep_alive_seconds",

@@ -11,11 +11,16 @@ import re
 
 import msgspec
 
+from pointsman_serving.gateway.said import Said, payload
 from pointsman_serving.routing.types import Usage
 
 # An event longer than this is passed on in pieces: a client must not wait for all of it, and
 # the gateway must not hold all of it. It is far longer than any usage event.
 MAX_HELD_BYTES = 256 * 1024
+
+# The first event of a stream that may have to be continued carries the ids of the whole prompt,
+# and is cut before it is passed on: this is a prompt of two million tokens.
+_MAX_NOTED_BYTES = 16 * 1024 * 1024
 
 # A lone \r at the end of what is there may be half of \r\n: no boundary yet.
 _BOUNDARY = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n|\Z))")
@@ -87,6 +92,8 @@ class SseScanner:
     Args:
         hide_usage: leave out the event that only carries the usage, because the gateway asked
             for it and the client did not.
+        said: notes what is passed on, where the stream may be continued; an error of the replica
+            is then held back.
     """
 
     __slots__ = (
@@ -94,15 +101,22 @@ class SseScanner:
         "_hide_usage",
         "_in_piece",
         "_last",
+        "_max_held",
+        "_said",
         "_tail",
         "done",
         "error",
         "events",
+        "holding",
         "usage",
     )
 
-    def __init__(self, *, hide_usage: bool) -> None:
+    def __init__(self, *, hide_usage: bool, said: Said | None = None) -> None:
         self._hide_usage = hide_usage
+        self._said = said
+        self.holding = False
+        """Whether an error was held back, and with it all that came after."""
+        self._max_held = MAX_HELD_BYTES if said is None else _MAX_NOTED_BYTES
         self._tail = b""
         self._in_piece = False
         self._last = b""
@@ -127,7 +141,11 @@ class SseScanner:
         return self._in_piece
 
     def feed(self, data: bytes) -> bytes:
-        """Take what arrived; return the bytes that may be passed on."""
+        """Take what arrived; return the bytes that may be passed on.
+
+        Raises:
+            SeamError: see :class:`~pointsman_serving.gateway.said.Said`.
+        """
         if self._tail:
             data = self._tail + data
         if data.endswith(b"\n\n") and b"\r" not in data:
@@ -138,7 +156,9 @@ class SseScanner:
         if end < len(data):
             data = data[:end]
         passed = self._scan(data) if data else b""
-        if len(self._tail) > MAX_HELD_BYTES:
+        if len(self._tail) > self._max_held:
+            if self._said is not None:
+                self._said.spoil("one of its events is too long")
             if not self._in_piece and _is_data(self._tail):
                 self.events += 1
             self._in_piece = True
@@ -185,34 +205,45 @@ class SseScanner:
                 events.pop()
             else:
                 events[-1] = events[-1][:-2]
-        hidden = False
+        changed = False
         kept = []
         for event in events:
-            if _is_data(event) and self._look_at(event):
-                hidden = True
-            else:
-                kept.append(event)
-        return b"".join(kept) if hidden else block
+            left = self._look_at(event) if _is_data(event) else event
+            changed = changed or left is not event
+            kept.append(left)
+        return b"".join(kept) if changed else block
 
-    def _look_at(self, event: bytes) -> bool:
-        """Note what a data event says; True if it is to be left out."""
-        if b"[DONE]" in event and _payload(event) == b"[DONE]":
+    def _look_at(self, event: bytes) -> bytes:
+        """Note what a data event says; returns what is passed on."""
+        said = self._said
+        if self.holding:
+            # What comes after an error that is held back belongs to it.
+            return b""
+        if b"[DONE]" in event and payload(event) == b"[DONE]":
             self.done = True
-            return False
+            return event
         if b'"usage"' in event and b'"usage":null' not in event and self._is_usage(event):
-            return self._hide_usage
+            if self._hide_usage:
+                return b""
+            return event if said is None or not said.resumed else said.take(event)
         if (
             event.startswith(_ERROR_STARTS) or (not self.events and b'"error"' in event)
         ) and self._is_error(event):
-            return False
+            serious = self.error is not None and self.error.status >= 500
+            self.holding = serious and said is not None and not said.flaw
+            return b"" if self.holding else event
+        if said is not None:
+            event = said.take(event)
+            if not event:
+                return b""
         self.events += 1
         self._last = event
-        return False
+        return event
 
     def _is_error(self, event: bytes) -> bool:
         """Note an event that says that the engine failed: an ``error`` and no ``choices``."""
         try:
-            chunk = _decode_error(_payload(event))
+            chunk = _decode_error(payload(event))
         except msgspec.DecodeError:
             return False
         error = chunk.error
@@ -225,7 +256,7 @@ class SseScanner:
     def _is_usage(self, event: bytes) -> bool:
         """Note the usage of an event; True if it carries nothing else."""
         try:
-            chunk = _decode_chunk(_payload(event))
+            chunk = _decode_chunk(payload(event))
         except msgspec.DecodeError:
             return False
         if chunk.usage is None:
@@ -239,9 +270,3 @@ class SseScanner:
 
 def _is_data(event: bytes) -> bool:
     return event.startswith(b"data:") or b"\ndata:" in event or b"\rdata:" in event
-
-
-def _payload(event: bytes) -> bytes:
-    """The text of the event's data lines."""
-    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-    return lines[0] if len(lines) == 1 else b"\n".join(lines)

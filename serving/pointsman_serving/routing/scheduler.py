@@ -100,12 +100,14 @@ class Scheduler:
         *,
         now: float,
         exclude: Container[ReplicaKey] = (),
+        pool: str = "",
         explain: bool = False,
     ) -> Decision:
         """Choose; has no side effects.
 
         Args:
             exclude: replicas that were tried already.
+            pool: choose among this target's replicas only, as a stream that goes on must.
             explain: return every candidate with its terms, and the full reason.
         """
         found = self._table.route(request)
@@ -121,6 +123,7 @@ class Scheduler:
             conversation=conversation,
             stay=stay,
             exclude=exclude,
+            only=pool,
             now=now,
         )
         return choose(
@@ -183,7 +186,15 @@ class Scheduler:
         self.first_token(ticket, now=now)
         ticket.tokens += count
 
-    def finish(self, ticket: Ticket, *, now: float, ok: bool, usage: Usage | None = None) -> None:
+    def finish(
+        self,
+        ticket: Ticket,
+        *,
+        now: float,
+        ok: bool,
+        usage: Usage | None = None,
+        learn: bool = True,
+    ) -> None:
         """Note the end of an answer, once; further calls change nothing.
 
         Args:
@@ -191,6 +202,8 @@ class Scheduler:
                 learned of its latency, and its blocks are believed cached only if its first
                 token had come.
             usage: the engine's counts, where it sent them.
+            learn: False for the rest of an answer that another replica began: it says nothing
+                of lengths and latencies.
         """
         if ticket.phase is TicketPhase.DONE:
             return
@@ -199,7 +212,8 @@ class Scheduler:
         if ok:
             if ticket.phase is TicketPhase.PREFILL:
                 replica.cache.confirm(blocks, ticket.belief)
-            learn_from(ticket, usage, now=now)
+            if learn:
+                learn_from(ticket, usage, now=now)
             replica.breaker.succeeded(now, probe=ticket.probe)
         else:
             if ticket.phase is TicketPhase.PREFILL:

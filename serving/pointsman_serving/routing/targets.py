@@ -41,9 +41,20 @@ def eligible_targets(
     stay: Stay | None,
     exclude: Container[ReplicaKey],
     now: float,
+    only: str = "",
 ) -> Eligible:
-    """Apply, in this order: endpoint, features, context, weights, the conversation's pool."""
+    """Apply, in this order: endpoint, features, context, weights, the conversation's pool.
+
+    Args:
+        only: the one pool that is asked for, whatever the others' merits; empty: any.
+    """
     found = Eligible()
+    if only:
+        found.targets = [
+            (target, pools[only]) for target in rule.targets if target.pool == only in pools
+        ][:1]
+        found.outcome = None if found.targets else Outcome.NO_REPLICA
+        return found
     targets = [(target, pools[target.pool]) for target in rule.targets if target.pool in pools]
     if not targets:
         found.outcome = Outcome.NO_REPLICA

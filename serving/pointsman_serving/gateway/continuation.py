@@ -1,0 +1,153 @@
+"""A stream that is continued on another replica when its own has failed.
+
+The next replica gets the same request with the ids of the tokens that were said. It answers
+as if it had generated them itself (see ``engines/continuation.py`` for what engines promise),
+so its stream repeats what the client has and goes on; ``said.Said`` cuts the repetition away.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from pointsman_api.route_table import Rule
+from pointsman_serving.engines.continuation import refusal
+from pointsman_serving.gateway.body import RequestBody
+from pointsman_serving.gateway.leg import Leg
+from pointsman_serving.gateway.plane import DataPlane
+from pointsman_serving.gateway.reply_head import ReplyHead
+from pointsman_serving.gateway.said import Said
+from pointsman_serving.routing.types import Api, RouteRequest
+
+CONTINUING_ENGINES = frozenset({"VLLM", "Transformers", "Simulated"})
+
+# A replica that brings a stream this many tokens further has not died of it.
+_PROGRESS_TOKENS = 16
+
+
+class Continuation:
+    """What is needed to go on with one stream.
+
+    Args:
+        request: as it came.
+        body: as it came; its bytes are kept while the stream runs.
+    """
+
+    __slots__ = (
+        "_body",
+        "_kept",
+        "_original",
+        "_plane",
+        "_said",
+        "_tokens_before",
+        "begun",
+        "pool",
+        "request",
+        "revision",
+    )
+
+    def __init__(self, plane: DataPlane, request: RouteRequest, body: RequestBody) -> None:
+        self._plane = plane
+        self._original = request
+        self._body = body
+        self._said = Said(hide_tokens=not body.asks_token_ids)
+        self._kept = 0
+        self._tokens_before = 0
+        self.begun = False
+        """Whether a replica has failed and another one is to go on."""
+        self.request = request
+        """What the scheduler is asked to place: the prompt and what was said."""
+        self.pool = ""
+        self.revision = ""
+
+    @classmethod
+    def of(
+        cls, plane: DataPlane, rule: Rule, request: RouteRequest, body: RequestBody
+    ) -> Continuation | None:
+        """The continuation of a request's stream; None where it could not be right."""
+        if (
+            not rule.resilience.continues
+            or not request.stream
+            or request.api is Api.EMBEDDINGS
+            or not any(plane.engine(target.pool) in CONTINUING_ENGINES for target in rule.targets)
+            or refusal(body.fields) is not None
+        ):
+            return None
+        return cls(plane, request, body)
+
+    def asks_token_ids(self, pool: str) -> bool:
+        """Whether replicas of a pool are asked for token ids."""
+        return self._plane.engine(pool) in CONTINUING_ENGINES
+
+    def said_for(self, pool: str) -> Said | None:
+        """What notes a stream of a pool's replica; None where that cannot be continued."""
+        return self._said if self.asks_token_ids(pool) else None
+
+    @property
+    def tokens(self) -> list[int] | None:
+        """The ids after which the next replica goes on; None where none is to."""
+        return self._said.tokens.tolist() if self.begun else None
+
+    @property
+    def flaw(self) -> str:
+        """Why it cannot go on; empty where it can."""
+        return self._said.flaw
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything but the end of the stream was said."""
+        return self._said.finished
+
+    def closing(self, *, usage: bool) -> bytes:
+        """The end of a stream that is finished; see :meth:`Said.closing`."""
+        return self._said.closing(usage=usage)
+
+    def keep(self, leg: Leg, head: ReplyHead) -> bool:
+        """Keep what a continuation needs, from the first byte on; False where there is no way."""
+        size = len(self._body.raw)
+        if (
+            not head.streams
+            or not head.revision
+            or not self.asks_token_ids(leg.key.pool)
+            or not self._plane.kept_bodies.take(size)
+        ):
+            self._said.spoil("the replica cannot, or too much is kept for others")
+            return False
+        self._kept = size
+        self._body.keep_bytes()
+        self.pool = leg.key.pool
+        self.revision = head.revision
+        return True
+
+    def got_on(self) -> bool:
+        """Whether the stream has come further since this was asked last."""
+        count = len(self._said.tokens)
+        if count - self._tokens_before < _PROGRESS_TOKENS:
+            return False
+        self._tokens_before = count
+        return True
+
+    def begin(self, now: float) -> None:
+        """Its replica has failed: another one is to go on."""
+        self.begun = True
+        self._said.resume()
+        original = self._original
+        count = len(self._said.tokens)
+        limit = original.max_output_tokens
+        self.request = replace(
+            original,
+            prompt=replace(
+                original.prompt,
+                total_bytes=original.prompt.total_bytes + self._said.bytes,
+                estimated_tokens=original.prompt.estimated_tokens + count,
+            ),
+            max_output_tokens=None if limit is None else max(1, limit - count),
+            # Its first token has come.
+            ttft_slo_seconds=math.inf,
+            arrived_at=now,
+        )
+
+    def end(self) -> None:
+        """The request has ended."""
+        self._plane.kept_bodies.give_back(self._kept)
+        self._kept = 0

@@ -67,6 +67,9 @@ OBSTACLES: Mapping[str, Obstacle] = {
 """Every field that forbids to continue an answer, of chat completions and of completions."""
 
 
+_ORDER = {name: place for place, name in enumerate(OBSTACLES)}
+
+
 def refusal(body: Mapping[str, object]) -> str | None:
     """Why an answer to this body cannot be continued from its tokens; None where it can be.
 
@@ -74,8 +77,9 @@ def refusal(body: Mapping[str, object]) -> str | None:
         body: a decoded body of ``/v1/chat/completions`` or ``/v1/completions``, with or without
             the tokens themselves, which are not looked at.
     """
-    for name, obstacle in OBSTACLES.items():
-        value = body.get(name)
+    # In the table's order, so that the same body always gets the same sentence.
+    for name in sorted(body.keys() & OBSTACLES.keys(), key=_ORDER.__getitem__):
+        obstacle, value = OBSTACLES[name], body[name]
         # 1 == True and 0 == False in Python; in a request they differ.
         if not any(value == other and type(value) is type(other) for other in obstacle.harmless):
             return _sentence(f"{name}={_shown(value)}", obstacle.reason)

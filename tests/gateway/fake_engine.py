@@ -315,3 +315,79 @@ def gated(gate: asyncio.Event, text: str = "hello") -> Behaviour:
         await answer(text)(call)
 
     return run
+
+
+def token_event(number: int, *, ids: list[int], text: str, finish: str | None = None) -> bytes:
+    chunk = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": number,
+        "model": "m",
+        "choices": [
+            {"index": 0, "delta": {"content": text}, "finish_reason": finish, "token_ids": ids}
+        ],
+    }
+    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+
+
+def said_before(call: Call) -> list[int]:
+    arguments = call.json.get("vllm_xargs")
+    ids = arguments.get("pointsman_continue", []) if isinstance(arguments, dict) else []
+    assert isinstance(ids, list)
+    return ids
+
+
+def word_stream(
+    count: int,
+    *,
+    gap: float = 0.0,
+    breaks_after: int | None = None,
+    how: str = "reset",
+    revision: str = "r",
+) -> Behaviour:
+    """Token n is the text ``wn ``; goes on from token ids as our engines do.
+
+    Args:
+        breaks_after: so many new tokens, by ``how``: reset, silence, truncate or error.
+    """
+
+    async def run(call: Call) -> None:
+        wanted = call.headers.get("x-pointsman-revision", revision)
+        if wanted != revision:
+            await status(409)(call)
+            return
+        lines = ("content-type: text/event-stream", "transfer-encoding: chunked")
+        await call.write(head(200, *lines, f"x-pointsman-revision: {revision}"))
+        before = said_before(call)
+        if before:
+            text = "".join(f"w{number} " for number in before)
+            await call.write(chunk(token_event(0, ids=before, text=text)))
+        for number in range(len(before), count):
+            if breaks_after is not None and number - len(before) >= breaks_after:
+                await _break_off(call, how)
+                return
+            finish = "stop" if number == count - 1 else None
+            event = token_event(number, ids=[number], text=f"w{number} ", finish=finish)
+            await call.write(chunk(event))
+            if gap:
+                await asyncio.sleep(gap)
+        options = call.json.get("stream_options")
+        if isinstance(options, dict) and options.get("include_usage"):
+            await call.write(chunk(USAGE_EVENT))
+        await call.write(chunk(DONE) + b"0\r\n\r\n")
+
+    return run
+
+
+async def _break_off(call: Call, how: str) -> None:
+    match how:
+        case "silence":
+            await asyncio.sleep(3600)
+        case "truncate":
+            await call.write(b"0\r\n\r\n")
+        case "error":
+            await call.write(chunk(b'data: {"error":{"message":"dead","code":500}}\n\n' + DONE))
+            await call.write(b"0\r\n\r\n")
+        case _:
+            await asyncio.sleep(0.005)
+            call.reset()

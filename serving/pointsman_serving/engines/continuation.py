@@ -54,6 +54,9 @@ OBSTACLES: Mapping[str, Obstacle] = {
     "repetition_detection": Obstacle(harmless=(None,), reason=_OUTPUT),
     "thinking_token_budget": Obstacle(harmless=(None, -1), reason=_OUTPUT),
     "watermarking": Obstacle(harmless=(None, False), reason=_OUTPUT),
+    "include_reasoning": Obstacle(
+        harmless=(None, True), reason="it hides the tokens behind the text"
+    ),
     "structured_outputs": Obstacle(harmless=(None,), reason=_GRAMMAR),
     "guided_json": Obstacle(harmless=(None,), reason=_GRAMMAR),
     "guided_regex": Obstacle(harmless=(None,), reason=_GRAMMAR),
@@ -64,7 +67,10 @@ OBSTACLES: Mapping[str, Obstacle] = {
     "kv_transfer_params": Obstacle(harmless=(None, {}), reason=_TRANSFER),
     "ec_transfer_params": Obstacle(harmless=(None, {}), reason=_TRANSFER),
 }
-"""Every field that forbids to continue an answer, of chat completions and of completions."""
+"""Every field that forbids to continue an answer, of chat completions and of completions.
+
+vLLM, asked to leave reasoning out, gives no token ids either, so that nobody could go on from them.
+"""
 
 
 _ORDER = {name: place for place, name in enumerate(OBSTACLES)}

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pointsman_serving.engines.continuation_gate import ContinuationGate
 from pointsman_serving.engines.engine import EngineFailedError
 from pointsman_serving.engines.load_header import LoadHeader
 
@@ -79,11 +80,15 @@ async def start_vllm(options: ReplicaOptions) -> VllmEngine:
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
     from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from pointsman_serving.engines.vllm_continuation import (
+        ContinuingAsyncLLM,
+        unsupported_reason,
+    )
 
     args = parse_vllm_arguments(vllm_arguments(options))
     read_load, reader = _load_reader()
-    client = AsyncLLM.from_vllm_config(
+    client = ContinuingAsyncLLM.from_vllm_config(
         vllm_config=AsyncEngineArgs.from_cli_args(args).create_engine_config(
             usage_context=UsageContext.OPENAI_API_SERVER
         ),
@@ -100,7 +105,12 @@ async def start_vllm(options: ReplicaOptions) -> VllmEngine:
         client.shutdown()
         raise
     _LOG.info("vLLM serves %s for the tasks %s", options.served_model_name, ", ".join(tasks))
-    return VllmEngine(client, app, read_load)
+    reason = unsupported_reason()
+    if reason is not None:
+        _LOG.warning("answers of other replicas cannot be continued here: %s", reason)
+        client.unsupported = f"this replica's version of vLLM cannot continue answers: {reason}"
+    gate = ContinuationGate(app, unsupported=client.unsupported)
+    return VllmEngine(client, gate, read_load)
 
 
 def vllm_arguments(options: ReplicaOptions) -> list[str]:

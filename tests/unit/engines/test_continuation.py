@@ -60,6 +60,7 @@ def test_body_can_be_continued_when_nothing_looks_at_the_answer(change: dict[str
         ({"repetition_detection": {"max_pattern_size": 3}}, "repetition_detection"),
         ({"thinking_token_budget": 100}, "thinking_token_budget=100"),
         ({"watermarking": True}, "watermarking=True"),
+        ({"include_reasoning": False}, "include_reasoning=False"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"guided_json": {}}, "guided_json"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

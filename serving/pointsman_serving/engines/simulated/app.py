@@ -277,18 +277,18 @@ class _Reply(Response):
         generation = self._generation
         await send(stream_start(self._metrics.load_header(self._load_format)))
         cached = 0
-        if generation.sent:
-            await send(stream_part(generation.replay()))
         try:
             async with aclosing(self._events()) as events:
                 async for event in events:
                     cached = event.cached_tokens
-                    position = generation.sent + event.position
-                    opening = generation.opening() if position == 0 else b""
-                    if opening:
-                        await send(stream_part(opening))
-                    await send(stream_part(generation.chunk(position)))
-            await send(stream_part(generation.closing(cached), more=False))
+                    beginning = generation.beginning() if event.position == 0 else b""
+                    if beginning:
+                        await send(stream_part(beginning))
+                    await send(stream_part(generation.chunk(generation.sent + event.position)))
+            ending = generation.closing(cached)
+            if generation.work is None:
+                ending = generation.beginning() + ending
+            await send(stream_part(ending, more=False))
         except EngineFailedError as failure:
             data = json.dumps(_dead_body(failure), separators=(",", ":")).encode()
             await send(stream_part(server_sent_event(data) + DONE, more=False))

@@ -135,9 +135,9 @@ class Generation:
         chunk["prompt_text"] = None
         return _event(chunk)
 
-    def replay(self) -> bytes:
-        """How a stream begins that another replica began: all tokens sent in one chunk."""
-        return self.opening() + self._chunk(0, self.sent) if self.sent else b""
+    def beginning(self) -> bytes:
+        """What comes before the first new token: the tokens already sent are one chunk."""
+        return self.opening() + (self._chunk(0, self.sent) if self.sent else b"")
 
     def chunk(self, index: int) -> bytes:
         """The chunk of one token."""

@@ -231,10 +231,11 @@ class BatchingEngine:
                 tokens = tuple(int(token) for token in output.generated_tokens[seen:])
                 seen += len(tokens)
                 finished = output.is_finished()
+                reason = "stop" if self.ends(tokens, ignore_eos=ignore_eos) else "length"
                 yield Step(
                     token_ids=tokens,
                     cached_tokens=self._cached(request_id),
-                    finish_reason=self._reason(tokens, ignore_eos) if finished else None,
+                    finish_reason=reason if finished else None,
                 )
         finally:
             self._live.discard(request_id)
@@ -275,9 +276,9 @@ class BatchingEngine:
         scheduler = self._scheduler
         return int(scheduler.cached_tokens.get(request_id, 0)) if scheduler is not None else 0
 
-    def _reason(self, tokens: Sequence[int], ignore_eos: bool) -> str:
-        ended = bool(tokens) and tokens[-1] in self._end_token_ids and not ignore_eos
-        return "stop" if ended else "length"
+    def ends(self, tokens: Sequence[int], *, ignore_eos: bool) -> bool:
+        """Whether an answer of these tokens has come to its end token."""
+        return bool(tokens) and tokens[-1] in self._end_token_ids and not ignore_eos
 
     @property
     def _scheduler(self) -> Any:

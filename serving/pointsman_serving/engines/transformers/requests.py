@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from pointsman_serving.engines.continuation import (
+    ARGUMENTS_FIELD,
+    checked_tokens,
+    refusal,
+    tokens_to_continue,
+    too_many_tokens,
+)
 from pointsman_serving.engines.openai_errors import ApiError
 from pointsman_serving.engines.openai_reply import Endpoint
 
@@ -49,6 +56,9 @@ class GenerationRequest:
     include_usage: bool = False
     cache_salt: str = ""
     """Prefix pages are shared only with requests of the same salt; empty: with those without."""
+    return_token_ids: bool = False
+    sent: tuple[int, ...] = ()
+    """The tokens of the answer that another replica has sent already."""
 
 
 # Values that mean "not used", which clients send out of habit.
@@ -72,7 +82,6 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "tool_choice": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
     "structured_outputs": (None,),
-    "return_token_ids": (None, False),
 }
 
 
@@ -121,6 +130,8 @@ def read_request(
         stream=stream,
         include_usage=_boolean(stream_options, "include_usage"),
         cache_salt=_cache_salt(body),
+        return_token_ids=_boolean(body, "return_token_ids"),
+        sent=_tokens_sent(body),
     )
 
 
@@ -144,6 +155,20 @@ def room_for_answer(prompt_tokens: int, max_tokens: int | None, *, max_model_len
         )
         raise bad_request(message, "max_tokens" if room >= 1 else "prompt")
     return room if max_tokens is None else max_tokens
+
+
+def check_tokens_sent(sent: Sequence[int], *, room: int, vocabulary: int) -> None:
+    """Whether an answer can have these tokens.
+
+    Raises:
+        ApiError: 400 where they are more than the answer may have, or one is no token of the model.
+    """
+    try:
+        checked_tokens(list(sent), vocabulary=vocabulary)
+        if len(sent) > room:
+            raise ValueError(too_many_tokens(len(sent), room))
+    except ValueError as error:
+        raise bad_request(str(error), ARGUMENTS_FIELD) from None
 
 
 def _messages(body: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -258,6 +283,17 @@ def _cache_salt(body: Mapping[str, Any]) -> str:
         message = f"cache_salt is {_shortened(salt)}; allowed is a string that is not empty"
         raise bad_request(message, "cache_salt")
     return salt
+
+
+def _tokens_sent(body: Mapping[str, Any]) -> tuple[int, ...]:
+    try:
+        sent = tokens_to_continue(body)
+    except ValueError as error:
+        raise bad_request(str(error), ARGUMENTS_FIELD) from None
+    reason = None if sent is None else refusal(body)
+    if reason is not None:
+        raise bad_request(reason, ARGUMENTS_FIELD)
+    return sent or ()
 
 
 def _boolean(body: Mapping[str, Any], field: str) -> bool:

@@ -8,7 +8,7 @@ import time
 import uuid
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,6 +31,7 @@ from pointsman_serving.engines.transformers.engine import GenerationFailedError
 from pointsman_serving.engines.transformers.reply import Reply
 from pointsman_serving.engines.transformers.requests import (
     bad_request,
+    check_tokens_sent,
     read_request,
     room_for_answer,
 )
@@ -96,6 +97,7 @@ class ReplicaService:
         wanted = read_request(await _json_object(request), endpoint, model_name=self._model_name)
         prompt = self._prompt(wanted)
         room = room_for_answer(len(prompt), wanted.max_tokens, max_model_len=self._max_model_len)
+        check_tokens_sent(wanted.sent, room=room, vocabulary=self.engine.vocabulary)
         # The client's own id may come twice; the engine's must not.
         identity = f"{endpoint.id_prefix}-{uuid.uuid4().hex}"
         return _Generation(
@@ -109,7 +111,8 @@ class ReplicaService:
                 identity=identity,
                 created=int(time.time()),
                 model_name=self._model_name,
-                prompt_tokens=len(prompt),
+                prompt=tuple(prompt),
+                return_token_ids=wanted.return_token_ids,
             ),
             load_format=request.headers.get(REQUEST_HEADER.decode(), ""),
             request_id=request.headers.get("x-request-id", ""),
@@ -149,6 +152,13 @@ class ReplicaService:
         return JSONResponse({"object": "list", "data": [card]})
 
 
+class _Piece(NamedTuple):
+    """A part of an answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
 class _Generation(Response):
     """Sends an answer while it is made; a client that leaves ends the work."""
 
@@ -179,15 +189,17 @@ class _Generation(Response):
         await until_disconnected(receive, work(scope, receive, send))
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parts: list[str] = []
+        text, token_ids = "", list[int]()
         try:
-            async with aclosing(self._texts()) as texts:
-                parts = [text async for text in texts]
+            async with aclosing(self._pieces()) as pieces:
+                async for piece in pieces:
+                    text += piece.text
+                    token_ids += piece.token_ids
         except (EngineFailedError, GenerationFailedError) as failure:
             status, body = _failure(failure)
             await JSONResponse(body, status_code=status)(scope, receive, send)
             return
-        document = self._reply.whole("".join(parts))
+        document = self._reply.whole(text, token_ids)
         await JSONResponse(document, headers=self._reply_headers())(scope, receive, send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -203,11 +215,12 @@ class _Generation(Response):
             await send(stream_part(data, more=more))
 
         try:
-            async with aclosing(self._texts()) as texts:
-                async for text in texts:
+            async with aclosing(self._pieces()) as pieces:
+                async for piece in pieces:
                     # Nothing is sent before the first token, so that a failure until then is an
                     # HTTP error, which can be retried elsewhere.
-                    await write(self._reply.chunk(text) if text else b"")
+                    text, tokens = piece
+                    await write(self._reply.chunk(text, tokens, first=not started))
             tail = self._reply.last_chunk()
             if self._wanted.include_usage:
                 tail += self._reply.usage_chunk()
@@ -219,17 +232,44 @@ class _Generation(Response):
                 return
             await write(server_sent_event(json.dumps(body).encode()) + DONE, more=False)
 
-    async def _texts(self) -> AsyncGenerator[str]:
-        """The pieces of text; one, maybe empty, for each iteration of the engine."""
+    def _replay(self, text: Detokenizer) -> _Piece:
+        """Take over the tokens that another replica has sent; they may be the whole answer."""
+        wanted, reply = self._wanted, self._reply
+        shown = ""
+        for token in wanted.sent:
+            shown += text.feed((token,))
+            reply.completion_tokens += 1
+            if text.stopped:
+                break
+        if text.stopped or self._service.engine.ends(wanted.sent, ignore_eos=wanted.ignore_eos):
+            reply.finish_reason = "stop"
+        elif len(wanted.sent) >= self._room:
+            reply.finish_reason = "length"
+        if reply.finish_reason is not None:
+            shown += text.flush()
+        return _Piece(shown, wanted.sent[: reply.completion_tokens])
+
+    async def _pieces(self) -> AsyncGenerator[_Piece]:
+        """The pieces of text; one, maybe empty, for each iteration of the engine.
+
+        What another replica has sent is a piece before the first, and comes when that does.
+        """
         engine, metrics, reply = self._service.engine, self._service.metrics, self._reply
         text = self._service.detokenizer(self._wanted.stop)
         before = self._arrived
         reason = "abort"
+        sent = self._wanted.sent
         try:
+            replayed = self._replay(text)
+            if reply.finish_reason is not None:
+                reason = reply.finish_reason
+                yield replayed
+                return
+            first = True
             steps = engine.generate(
                 reply.identity,
-                self._prompt,
-                max_tokens=self._room,
+                [*self._prompt, *sent],
+                max_tokens=self._room - len(sent),
                 sampling=self._wanted.sampling,
                 ignore_eos=self._wanted.ignore_eos,
                 cache_salt=self._wanted.cache_salt,
@@ -237,14 +277,18 @@ class _Generation(Response):
             async with aclosing(steps):
                 async for step in steps:
                     now = time.monotonic()
-                    if reply.completion_tokens == 0:
-                        reply.cached_tokens = step.cached_tokens
+                    if first:
+                        # To the engine the tokens sent are prompt; to the client they are not.
+                        reply.cached_tokens = min(step.cached_tokens, len(self._prompt))
                         metrics.time_to_first_token.observe(now - before)
-                        metrics.prompt_tokens.inc(len(self._prompt))
-                        metrics.prefix_queries.inc(len(self._prompt))
+                        metrics.prompt_tokens.inc(len(self._prompt) + len(sent))
+                        metrics.prefix_queries.inc(len(self._prompt) + len(sent))
                         metrics.prefix_hits.inc(step.cached_tokens)
+                        if sent:
+                            yield replayed
                     else:
                         metrics.inter_token_latency.observe(now - before)
+                    first = False
                     before = now
                     reply.completion_tokens += len(step.token_ids)
                     metrics.generation_tokens.inc(len(step.token_ids))
@@ -254,7 +298,7 @@ class _Generation(Response):
                     elif step.finish_reason is not None:
                         reason = reply.finish_reason = step.finish_reason
                         shown += text.flush()
-                    yield shown
+                    yield _Piece(shown, step.token_ids)
                     if text.stopped:
                         return
         finally:

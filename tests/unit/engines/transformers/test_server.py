@@ -4,66 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import openai
 import pytest
 import pytest_asyncio
-import uvicorn
 
 from pointsman_api.modelpool import EngineType, ExpertsImplementation
 from pointsman_serving.engines.engine import EngineFailedError
 from pointsman_serving.engines.options import ReplicaOptions
-from pointsman_serving.engines.transformers.app import load_transformers_app
-from pointsman_serving.engines.transformers.options import parse_transformers_args
 from pointsman_serving.engines.transformers.replica import start_transformers
-from pointsman_serving.models.gguf import write_model_folder
-from pointsman_serving.models.upcycle import UpcycleOptions, upcycle_model
+from tests.unit.engines.transformers.running import ARGS, serving
 from tests.unit.models import tiny
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-# A cache of 20 pages of 8 tokens: small enough to fill.
-ARGS = ("--block-size=8", "--num-blocks=20", "--max-num-batched-tokens=32", "--threads=1")
 USER = [{"role": "user", "content": "hello hello hello"}]
 
 # Importing transformers alone takes a minute where other work fills the cores.
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("transformers")
-    (path / "dense").mkdir()
-    write_model_folder(tiny.write_gguf(path / "tiny.gguf"), path / "dense")
-    upcycle_model(path / "dense", path / "moe", UpcycleOptions(experts=3, top_k=2))
-    return path / "moe"
-
-
-@asynccontextmanager
-async def serving(folder: Path, *args: str, **kwargs: Any) -> AsyncIterator[tuple[str, Any]]:
-    app = await load_transformers_app(
-        parse_transformers_args([*ARGS, *args]),
-        model_path=str(folder),
-        model_name="moe",
-        **{"experts": "Pointsman", **kwargs},
-    )
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, lifespan="off", log_level="error", timeout_graceful_shutdown=1)
-    )
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.engine
-    finally:
-        server.should_exit = True
-        await task
-        await asyncio.to_thread(app.state.engine.stop)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -107,6 +107,9 @@ def _score(question: Question) -> _Field:
     now = question.now
     exclude = question.exclude
     states = [pool for _, pool in eligible.targets]
+    for pool in states:
+        if pool.warming:
+            pool.warm(now)
     rings = [ring_names(pool, question.request.prompt) for pool in states]
     chosen = select(
         states,
@@ -133,14 +136,14 @@ def _score(question: Question) -> _Field:
                 rejected.append((terms, replica, why))
     if not scored and not any(why is RejectReason.FULL for _, _, why in rejected):
         # Rather the last replica than none: it may be back before its time is over.
-        scored = [
-            terms.score(state)
-            for terms, state, why in rejected
-            if why is RejectReason.EJECTED and not state.full
-        ]
+        scored = [terms.score(state) for terms, state, why in rejected if _may_be_last(state, why)]
         if scored:
-            rejected = [each for each in rejected if each[2] is not RejectReason.EJECTED]
+            rejected = [each for each in rejected if not _may_be_last(each[1], each[2])]
     return _Field(scored, rejected)
+
+
+def _may_be_last(state: ReplicaState, why: RejectReason) -> bool:
+    return why is RejectReason.EJECTED and state.breaker.last_resort and not state.full
 
 
 def _terms(

@@ -107,6 +107,10 @@ class ReplicaLoad:
         self._reported_running = others - self._reported_waiting
         self._reported_at = now
 
+    def forget_reports(self) -> None:
+        """Forget what a process that is gone has reported."""
+        self._reported_running = self._reported_waiting = 0.0
+
     def others(self, now: float) -> tuple[float, float]:
         """Running and waiting requests that are not ours, as last reported and faded since."""
         if not self._reported_running and not self._reported_waiting:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pointsman_api.route_table import BackendType, PoolEntry
-from pointsman_serving.routing.breaker import Breaker
+from pointsman_serving.routing.breaker import BreakerState
 from pointsman_serving.routing.features import refused_by
 from pointsman_serving.routing.latency import PoolLatency
 from pointsman_serving.routing.replica import ReplicaState
 from pointsman_serving.routing.ring import DualRing
+from pointsman_serving.routing.slow_start import SLOW_START_SECONDS
 from pointsman_serving.routing.tokens import TokenModel
 from pointsman_serving.routing.types import Api, ReplicaAddress, ReplicaKey
 
@@ -31,21 +32,42 @@ class FleetModels:
 
 
 class PoolState:
-    """One pool: its entry in the table, its replicas by key in order, and its models."""
+    """One pool: its entry in the table, its replicas by key in order, and its models.
+
+    Args:
+        asked: somebody asks the health of ejected replicas that have a health path.
+        slow_start_seconds: over which a replica that joins others, or returns to them, gets its
+            slots; 0: at once.
+    """
 
     __slots__ = (
+        "_asked",
         "_draining",
+        "_slow_start_seconds",
+        "ejections",
         "entry",
         "latency",
         "mean_uncached_tokens",
         "replicas",
+        "restarts",
         "ring",
         "states",
         "tokens",
+        "warming",
     )
 
-    def __init__(self, entry: PoolEntry, *, fleet: FleetModels, seed: int) -> None:
+    def __init__(
+        self,
+        entry: PoolEntry,
+        *,
+        fleet: FleetModels,
+        seed: int,
+        asked: bool = False,
+        slow_start_seconds: float = SLOW_START_SECONDS,
+    ) -> None:
         self.entry = entry
+        self._asked = asked
+        self._slow_start_seconds = slow_start_seconds
         self.latency = PoolLatency(fleet.latency)
         self.tokens = TokenModel(fleet.tokens)
         self.mean_uncached_tokens = 0.0
@@ -55,6 +77,11 @@ class PoolState:
         self.states: tuple[ReplicaState, ...] = ()
         """The same, as a sequence."""
         self._draining: dict[ReplicaKey, ReplicaState] = {}
+        self.warming: dict[ReplicaKey, ReplicaState] = {}
+        """Those that get their slots by and by."""
+        self.ejections = 0
+        self.restarts = 0
+        """How often another process answered under the name of a replica."""
 
     @property
     def name(self) -> str:
@@ -81,6 +108,8 @@ class PoolState:
 
     def has_room(self, now: float) -> bool:
         """Whether any replica could take a request now."""
+        if self.warming:
+            self.warm(now)
         return any(
             not state.full and not state.draining and state.breaker.allows(now)
             for state in self.states
@@ -107,14 +136,18 @@ class PoolState:
             listed.setdefault(address.key, address)
         known = self.replicas
         replicas: dict[ReplicaKey, ReplicaState] = {}
-        newcomers = []
+        newcomers: list[ReplicaState] = []
+        cold: list[ReplicaState] = []
         for key, address in listed.items():
             state = known.get(key) or self._draining.pop(key, None)
             if state is None:
-                state = ReplicaState(address, latency=self.latency, tokens=self.tokens)
+                state = ReplicaState(
+                    address, latency=self.latency, tokens=self.tokens, asked=self._asked, now=now
+                )
                 newcomers.append(state)
-            elif state.address != address:
-                _move(state, address)
+                cold.append(state)
+            elif state.address != address and _move(state, address, now):
+                cold.append(state)
             state.draining = False
             replicas[key] = state
         for key, state in known.items():
@@ -126,6 +159,57 @@ class PoolState:
         self.replicas = replicas
         self.states = tuple(replicas.values())
         self.ring.set_members(key.replica for key in replicas)
+        self.warming = {key: state for key, state in self.warming.items() if key in replicas}
+        for state in cold:
+            self._start_slowly(state, now)
+        self.warm(now)
+
+    def warm(self, now: float) -> None:
+        """Raise the limits of those that get their slots by and by."""
+        over_seconds = self._slow_start_seconds
+        for key, state in list(self.warming.items()):
+            if state.warm(now, over_seconds=over_seconds):
+                del self.warming[key]
+
+    def succeeded(self, state: ReplicaState, *, now: float, probe: bool, whole: bool) -> None:
+        """Note a first token or, with ``whole``, a complete answer of a replica."""
+        if state.breaker.succeeded(now, probe=probe, whole=whole):
+            self._start_slowly(state, now)
+
+    def failed(self, state: ReplicaState, *, now: float, hard: bool) -> None:
+        """Note a failure of a replica; see ``Scheduler.failed``.
+
+        Failures alone never eject more than half of the replicas: where all fail, the cause is
+        elsewhere, and those that are left would drown.
+        """
+        may_eject = hard or self._out() < max(1, len(self.states) // 2)
+        if state.breaker.failed(now, hard=hard, may_eject=may_eject):
+            self.ejections += 1
+            # It may come back under the same name as a new process.
+            state.cache.clear()
+
+    def restarted(self, state: ReplicaState, *, now: float) -> None:
+        """Note that another process answers under a replica's name."""
+        self.restarts += 1
+        state.begin_anew(now)
+        self._start_slowly(state, now)
+        self.warm(now)
+
+    def _out(self) -> int:
+        return sum(state.breaker.state is not BreakerState.CLOSED for state in self.states)
+
+    def _start_slowly(self, state: ReplicaState, now: float) -> None:
+        """Give a cold replica its slots by and by, where warm ones can take the rest."""
+        oldest = now - self._slow_start_seconds
+        if self._slow_start_seconds > 0.0 and any(
+            other is not state
+            and max(other.listed_at, other.breaker.closed_at) <= oldest
+            and other.warming_since is None
+            and other.breaker.state is BreakerState.CLOSED
+            for other in self.states
+        ):
+            state.warming_since = now
+            self.warming[state.key] = state
 
     def note_uncached(self, tokens: float) -> None:
         """Learn how much prefill a request of this pool costs, on average."""
@@ -151,10 +235,12 @@ class PoolState:
             state.start_assigned(mean, now=now)
 
 
-def _move(state: ReplicaState, address: ReplicaAddress) -> None:
+def _move(state: ReplicaState, address: ReplicaAddress, now: float) -> bool:
+    """Take a new address; True where it is another process: without cache, without failures."""
     old = state.address
     state.move_to(address)
-    if (old.host, old.port) != (address.host, address.port):
-        # The same name at another address is another process: it has no cache and no failures.
-        state.cache.clear()
-        state.breaker = Breaker()
+    if (old.host, old.port) == (address.host, address.port):
+        return False
+    state.instance = ""
+    state.begin_anew(now)
+    return True

@@ -8,6 +8,7 @@ from pointsman_serving.routing.breaker import Breaker
 from pointsman_serving.routing.cache import CacheEstimate
 from pointsman_serving.routing.latency import PoolLatency, ReplicaLatency
 from pointsman_serving.routing.load import ReplicaLoad, dispatch_credit
+from pointsman_serving.routing.slow_start import effective_slots
 
 if TYPE_CHECKING:
     from pointsman_serving.routing.tokens import TokenModel
@@ -23,20 +24,30 @@ class ReplicaState:
         "_assigned_at",
         "_assigned_tokens",
         "address",
+        "asked",
         "breaker",
         "cache",
         "draining",
+        "instance",
         "key",
         "last_assigned",
         "latency",
+        "listed_at",
         "load",
         "most_in_flight",
         "slots",
         "tokens",
+        "warming_since",
     )
 
     def __init__(
-        self, address: ReplicaAddress, *, latency: PoolLatency, tokens: TokenModel
+        self,
+        address: ReplicaAddress,
+        *,
+        latency: PoolLatency,
+        tokens: TokenModel,
+        asked: bool = False,
+        now: float = 0.0,
     ) -> None:
         self.key: ReplicaKey = address.key
         self.load = ReplicaLoad()
@@ -44,7 +55,14 @@ class ReplicaState:
         self.latency = ReplicaLatency(latency)
         self.tokens = tokens
         """Shared by the pool."""
-        self.breaker = Breaker()
+        self.asked = asked
+        """Somebody asks the health of replicas that have one."""
+        self.listed_at = now
+        """When it was first seen, or began anew."""
+        self.warming_since: float | None = None
+        """Since when it gets its slots by and by; None: it has them all."""
+        self.instance = ""
+        """The name of the engine's life, where the engine tells it."""
         self.draining = False
         """No longer listed: it finishes what it has and gets nothing new."""
         self.last_assigned = 0
@@ -52,12 +70,34 @@ class ReplicaState:
         self._assigned_tokens = 0.0
         self._assigned_at = 0.0
         self.move_to(address)
+        self.breaker = self._new_breaker()
 
     def move_to(self, address: ReplicaAddress) -> None:
         """Take a new address of the same replica."""
         self.address = address
         self.slots = max(1, address.sequence_slots)
         self.most_in_flight = self.slots + dispatch_credit(self.slots)
+
+    def begin_anew(self, now: float) -> None:
+        """Forget what was learned of the process before: another one answers under this name."""
+        self.cache.clear()
+        self.load.forget_reports()
+        self.breaker = self._new_breaker()
+        self.listed_at = now
+
+    def warm(self, now: float, *, over_seconds: float) -> bool:
+        """Set how many requests it may get while it is cold; True once it is warm."""
+        slots = self.slots
+        if self.warming_since is not None:
+            age = now - self.warming_since
+            slots = effective_slots(slots, age, over_seconds=over_seconds)
+            if age >= over_seconds:
+                self.warming_since = None
+        self.most_in_flight = slots + dispatch_credit(slots)
+        return self.warming_since is None
+
+    def _new_breaker(self) -> Breaker:
+        return Breaker(asked=self.asked and bool(self.address.health_path))
 
     @property
     def full(self) -> bool:

@@ -15,6 +15,7 @@ from pointsman_serving.routing.choice import Question, choose
 from pointsman_serving.routing.holders import PrefixHolders, prefix_key
 from pointsman_serving.routing.learning import learn_from
 from pointsman_serving.routing.pool import FleetModels, PoolState
+from pointsman_serving.routing.slow_start import SLOW_START_SECONDS
 from pointsman_serving.routing.snapshot import SchedulerSnapshot, snapshot_of
 from pointsman_serving.routing.stickiness import Stay, Stickiness, conversation_of
 from pointsman_serving.routing.table import CompiledTable
@@ -47,15 +48,30 @@ class Scheduler:
     Args:
         table: the route table; see ``set_table``.
         seed: salt of the rings and of ties. Gateways that shall agree need the same.
+        asks_health: the caller asks the health of ejected replicas (``wanting_health``), which
+            come back when it has answered; otherwise time alone brings them back.
+        slow_start_seconds: over which a replica that joins others, or returns to them, gets its
+            slots; 0: at once.
 
     Raises:
         ValueError: a header expression of the table is not valid.
     """
 
-    def __init__(self, table: RouteTable, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        table: RouteTable,
+        *,
+        seed: int = 0,
+        asks_health: bool = False,
+        slow_start_seconds: float = SLOW_START_SECONDS,
+    ) -> None:
         self._seed = seed
+        self._asks_health = asks_health
+        self._slow_start_seconds = slow_start_seconds
         self._table = CompiledTable(table)
         self._pools: dict[str, PoolState] = {}
+        self._gone: dict[str, PoolState] = {}
+        """Pools that are no longer in the table and still have requests."""
         self._unrouted: dict[str, tuple[ReplicaAddress, ...]] = {}
         self._stickiness = Stickiness()
         self._holders = PrefixHolders()
@@ -177,7 +193,9 @@ class Scheduler:
         replica.load.first_token(ticket, now=now)
         ticket.batch_seconds_at_first_token = replica.load.batch_seconds(now)
         replica.cache.confirm(ticket.request.prompt.blocks, ticket.belief)
-        replica.breaker.succeeded(now, probe=ticket.probe)
+        pool = self._pool(ticket.key) if ticket.probe else None
+        if pool is not None:
+            pool.succeeded(replica, now=now, probe=True, whole=False)
 
     def tokens(self, ticket: Ticket, count: int, *, now: float) -> None:
         """Note further pieces of a streamed answer; the first one is a first token."""
@@ -208,13 +226,15 @@ class Scheduler:
         if ticket.phase is TicketPhase.DONE:
             return
         replica = ticket.replica
+        pool = self._pool(ticket.key)
         blocks = ticket.request.prompt.blocks
         if ok:
             if ticket.phase is TicketPhase.PREFILL:
                 replica.cache.confirm(blocks, ticket.belief)
             if learn:
                 learn_from(ticket, usage, now=now)
-            replica.breaker.succeeded(now, probe=ticket.probe)
+            if pool is not None:
+                pool.succeeded(replica, now=now, probe=ticket.probe, whole=True)
         else:
             if ticket.phase is TicketPhase.PREFILL:
                 replica.cache.abandon(blocks, ticket.belief)
@@ -222,10 +242,10 @@ class Scheduler:
                 replica.breaker.gave_up(now)
         ticket.phase = TicketPhase.DONE
         replica.load.finish(ticket, now=now)
-        if replica.draining and not replica.load.in_flight:
-            pool = self._pools.get(ticket.key.pool)
-            if pool is not None:
-                pool.prune()
+        if replica.draining and not replica.load.in_flight and pool is not None:
+            pool.prune()
+            if not pool.draining:
+                self._gone.pop(ticket.key.pool, None)
 
     def report(self, key: ReplicaKey, load: LoadReport, *, now: float) -> None:
         """Take what a replica said of itself; it can only make it look busier."""
@@ -237,12 +257,51 @@ class Scheduler:
         """Note a failure of the replica (5xx, timeout, reset).
 
         Args:
-            hard: no connection could be made: the replica is ejected at once.
+            hard: no connection could be made, or its health does not answer: the replica is
+                ejected at once.
         """
-        replica = self._find(key)
-        if replica is not None and replica.breaker.failed(now, hard=hard):
-            # It may come back under the same name as a new process.
-            replica.cache.clear()
+        pool = self._pool(key)
+        replica = None if pool is None else pool.find(key)
+        if pool is not None and replica is not None:
+            pool.failed(replica, now=now, hard=hard)
+
+    def instance(self, key: ReplicaKey, value: str, *, now: float) -> bool:
+        """Take the name of the life that a replica's engine is in.
+
+        Where it has changed, what was learned of the life before is forgotten: cached blocks,
+        reported load and failures.
+
+        Returns:
+            Whether it has changed.
+        """
+        pool = self._pool(key)
+        replica = None if pool is None else pool.find(key)
+        if pool is None or replica is None or replica.instance == value:
+            return False
+        first = not replica.instance
+        replica.instance = value
+        if first:
+            return False
+        pool.restarted(replica, now=now)
+        return True
+
+    def wanting_health(self, now: float) -> list[ReplicaAddress]:
+        """The listed replicas whose ejection is over and whose health is to be asked."""
+        return [
+            state.address
+            for pool in self._pools.values()
+            for state in pool.states
+            if state.breaker.wants_health(now)
+        ]
+
+    def health(self, address: ReplicaAddress, *, now: float, answered: bool) -> None:
+        """Note what came of asking an ejected replica's health: 200 in time, or not.
+
+        With an answer the next request tries the replica; without, it is asked again later.
+        """
+        replica = self._find(address.key)
+        if replica is not None and replica.address == address:
+            replica.breaker.health(now, answered=answered)
 
     def has_room(self, pools: Iterable[str], *, now: float) -> bool:
         """Whether a replica of any of the pools could take a request now."""
@@ -256,20 +315,32 @@ class Scheduler:
 
     def snapshot(self) -> SchedulerSnapshot:
         """What is counted and what was learned, for metrics and for people."""
-        return snapshot_of(self._pools.values(), conversations=len(self._stickiness))
+        pools = (*self._pools.values(), *self._gone.values())
+        return snapshot_of(pools, conversations=len(self._stickiness))
 
     def _set_pools(self, table: RouteTable) -> None:
         pools: dict[str, PoolState] = {}
         for name, entry in table.pools.items():
             state = self._pools.get(name)
             if state is None:
-                state = PoolState(entry, fleet=self._fleet, seed=self._seed)
+                state = self._gone.pop(name, None) or PoolState(
+                    entry,
+                    fleet=self._fleet,
+                    seed=self._seed,
+                    asked=self._asks_health,
+                    slow_start_seconds=self._slow_start_seconds,
+                )
                 state.set_replicas(self._unrouted.pop(name, ()), now=0.0)
             state.entry = entry
             pools[name] = state
         for name, state in self._pools.items():
-            if name not in pools and state.replicas:
+            if name in pools:
+                continue
+            if state.replicas:
                 self._unrouted[name] = tuple(each.address for each in state.states)
+                state.set_replicas((), now=0.0)
+            if state.draining:
+                self._gone[name] = state
         self._pools = pools
         self._share_memory()
 
@@ -280,6 +351,9 @@ class Scheduler:
         most = min(MAX_BLOCKS_PER_REPLICA, max(_FEWEST_BLOCKS, share))
         for state in replicas:
             state.cache.max_blocks = most
+
+    def _pool(self, key: ReplicaKey) -> PoolState | None:
+        return self._pools.get(key.pool) or self._gone.get(key.pool)
 
     def _find(self, key: ReplicaKey) -> ReplicaState | None:
         pool = self._pools.get(key.pool)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pointsman_serving.routing.breaker import BreakerState
     from pointsman_serving.routing.pool import PoolState
     from pointsman_serving.routing.replica import ReplicaState
-    from pointsman_serving.routing.types import ReplicaKey
+    from pointsman_serving.routing.types import ReplicaAddress, ReplicaKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +19,12 @@ class ReplicaSnapshot:
     """One replica, listed or draining."""
 
     key: ReplicaKey
+    address: ReplicaAddress
     draining: bool
     breaker: BreakerState
     slots: int
+    most_in_flight: int
+    """Requests that it may hold now; fewer than its slots while it starts slowly."""
     in_flight: int
     decoding: int
     pending_prefill_tokens: float
@@ -45,6 +48,10 @@ class PoolSnapshot:
 
     name: str
     replicas: tuple[ReplicaSnapshot, ...]
+    ejections: int
+    """How often a replica was taken out after failures."""
+    restarts: int
+    """How often another engine answered under the name of a replica."""
     prefill_base_seconds: float
     prefill_seconds_per_token: float
     step_seconds: float
@@ -75,6 +82,8 @@ def _pool(pool: PoolState) -> PoolSnapshot:
     return PoolSnapshot(
         name=pool.name,
         replicas=tuple(map(_replica, (*pool.states, *draining))),
+        ejections=pool.ejections,
+        restarts=pool.restarts,
         prefill_base_seconds=base,
         prefill_seconds_per_token=per_token,
         step_seconds=step,
@@ -87,9 +96,11 @@ def _pool(pool: PoolState) -> PoolSnapshot:
 def _replica(state: ReplicaState) -> ReplicaSnapshot:
     return ReplicaSnapshot(
         key=state.key,
+        address=state.address,
         draining=state.draining,
         breaker=state.breaker.state,
         slots=state.slots,
+        most_in_flight=state.most_in_flight,
         in_flight=state.load.in_flight,
         decoding=state.load.decoding,
         pending_prefill_tokens=state.load.pending_tokens,

@@ -38,6 +38,8 @@ class ReplicaAddress:
     model_name: str = ""
     """The name to ask this replica for; empty: the pool's served model name."""
     sequence_slots: int = 64
+    health_path: str = ""
+    """A path that answers GET with 200 while the replica is well; empty: it is never asked."""
 
 
 class PrefixBlock(NamedTuple):

@@ -990,3 +990,21 @@ def test_first_rule_that_matches_decides_when_several_do() -> None:
     found = [scheduler.route(chat(text("x", size))) for size in (100, 8_000)]
     assert [rule.name for _, rule in filter(None, found)] == ["rest", "long"]
     assert scheduler.decide(chat(text("x", 8_000)), now=0.0).rule == "long"
+
+
+def test_requests_of_a_removed_pool_are_counted_until_they_end() -> None:
+    fleet = fleet_of(pool_entry("p"), pool_entry("q"))
+    scheduler = fleet.scheduler
+    request = chat("x", model="p")
+    ticket = scheduler.dispatch(request, scheduler.decide(request, now=0.0), now=0.0)
+    scheduler.set_table(table_of(pool_entry("q")))
+    (gone,) = (pool for pool in scheduler.snapshot().pools if pool.name == "p")
+    assert [(each.draining, each.in_flight) for each in gone.replicas] == [(True, 1)]
+    # It comes back while that request is still there, and the replica knows it.
+    scheduler.set_table(table_of(pool_entry("p"), pool_entry("q")))
+    (back,) = (pool for pool in scheduler.snapshot().pools if pool.name == "p")
+    assert 1 == sum(each.in_flight for each in back.replicas)
+    assert not any(each.draining for each in back.replicas)
+    scheduler.set_table(table_of(pool_entry("q")))
+    scheduler.finish(ticket, now=1.0, ok=True)
+    assert ["q"] == [pool.name for pool in scheduler.snapshot().pools]

@@ -1,7 +1,8 @@
 """An OpenAI-compatible engine over a real socket that fails in every way that engines do.
 
 A behaviour is an async function of (call); it writes raw bytes, so that tests say exactly what
-is on the wire. ``engine.behaviour`` serves every request; ``engine.once`` the next ones first.
+is on the wire. ``engine.behaviour`` serves every request; ``engine.once`` the next ones first;
+``engine.health`` serves GET …/health.
 """
 
 from __future__ import annotations
@@ -53,9 +54,12 @@ class FakeEngine:
     """Counts what it gets, and behaves as it is told."""
 
     name: str = "a"
+    host: str = "127.0.0.1"
     behaviour: Behaviour | None = None
     once: list[Behaviour] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    health: Behaviour | None = None
+    probes: list[Call] = field(default_factory=list)
     open: int = 0
     connections: int = 0
     active: int = 0
@@ -75,7 +79,7 @@ class FakeEngine:
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, limit=64 * 1024 * 1024, ssl=self.tls
+            self._serve, self.host, self.port, limit=64 * 1024 * 1024, ssl=self.tls
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -94,8 +98,12 @@ class FakeEngine:
         self._writers.add(writer)
         try:
             while (call := await self._read(reader, writer)) is not None:
-                self.calls.append(call)
-                behaviour = self.once.pop(0) if self.once else self.behaviour or answer()
+                if call.method == "GET" and call.path.endswith("/health"):
+                    self.probes.append(call)
+                    behaviour = self.health or raw(head(200, "content-length: 0"))
+                else:
+                    self.calls.append(call)
+                    behaviour = self.once.pop(0) if self.once else self.behaviour or answer()
                 await self._run(behaviour, call, reader)
                 if writer.is_closing():
                     break

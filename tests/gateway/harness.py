@@ -61,9 +61,10 @@ def table_of(
 def address_of(engine: FakeEngine, *, slots: int = 64, pool: str = "p") -> ReplicaAddress:
     return ReplicaAddress(
         key=ReplicaKey(pool, engine.name),
-        host="127.0.0.1",
+        host=engine.host,
         port=engine.port,
         base_path="/prefix/v1",
+        health_path="/prefix/health",
         model_name="served",
         sequence_slots=slots,
     )

@@ -70,6 +70,7 @@ def test_serve_addresses_have_prefix_and_life_when_replicas_run() -> None:
         host="127.0.0.1",
         port=30200,
         base_path="/alpha/v1",
+        health_path="/alpha/health",
         model_name="model-a",
         sequence_slots=8,
     )

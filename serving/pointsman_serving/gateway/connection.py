@@ -119,6 +119,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is None:
             raise RuntimeError("the connection was closed before the request was sent")
         self._exchange = exchange
+        self.endpoint.busy.add(self)
         self._transport.write(request)
 
     def pause(self) -> None:
@@ -134,8 +135,16 @@ class UpstreamConnection(asyncio.Protocol):
     def abandon(self) -> None:
         """Close at once; the exchange hears no more. The replica sees the client leave."""
         self._exchange = None
+        self.endpoint.busy.discard(self)
         if self._transport is not None:
             self._transport.abort()
+
+    def lose(self, reason: str) -> None:
+        """Close at once, and tell the exchange that its replica is gone."""
+        exchange = self._exchange
+        self.abandon()
+        if exchange is not None:
+            exchange.lost(reason, untouched=False)
 
     # asyncio.Protocol
 
@@ -159,6 +168,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.abandon()
             return
         self._got_bytes = True
+        self.endpoint.heard = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -186,6 +196,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
         self._transport = None
+        self.endpoint.busy.discard(self)
         self._keeper.closed(self)
         exchange, self._exchange = self._exchange, None
         if exchange is None:
@@ -240,6 +251,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _release(self) -> None:
         """The reply is whole: keep the connection if it can be used again."""
         self._exchange = None
+        self.endpoint.busy.discard(self)
         transport = self._transport
         if (
             transport is None

@@ -136,6 +136,7 @@ def _group_addresses(pool: PoolEntry, group: Mapping[str, object]) -> Iterable[R
             host=host,
             port=port,
             base_path=f"{prefix}/v1",
+            health_path=f"{prefix}/health",
             model_name=pool.served_model_name,
             sequence_slots=pool.sequence_slots,
         )

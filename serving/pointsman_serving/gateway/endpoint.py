@@ -1,17 +1,26 @@
-"""A replica's address with what is constant about requests to it."""
+"""A replica's address, what is constant about requests to it, and which are open there."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pointsman_serving.routing.types import Api, ReplicaAddress
+
+if TYPE_CHECKING:
+    from pointsman_serving.gateway.connection import UpstreamConnection
 
 
 class Endpoint:
-    """One replica's address and the fixed parts of its requests."""
+    """One replica's address, the fixed parts of its requests, and who waits for replies."""
 
-    __slots__ = ("_host_line", "_paths", "address")
+    __slots__ = ("_host_line", "_paths", "address", "busy", "heard")
 
     def __init__(self, address: ReplicaAddress) -> None:
         self.address = address
+        self.busy: set[UpstreamConnection] = set()
+        """The connections on which a reply is awaited."""
+        self.heard = False
+        """A byte came; who watches takes it back."""
         default = address.port == (443 if address.tls else 80)
         host = f"[{address.host}]" if ":" in address.host else address.host
         authority = host if default else f"{host}:{address.port}"

@@ -96,6 +96,10 @@ class Metrics(Collector):
         self.hedges: dict[str, int] = {}
         self.retries_refused = 0
         self.broken_replies = 0
+        self.lost_replicas: dict[str, int] = {}
+        """By pool."""
+        self.health_probes: dict[str, int] = {}
+        """By result."""
         self.readings: Callable[[], Readings] | None = None
         self._version = version
         self._max_values = max_values
@@ -183,6 +187,19 @@ class Metrics(Collector):
             "Replies that broke after they had begun and could not be continued.",
             value=self.broken_replies,
         )
+        for name, text, label, counts in (
+            (
+                "lost_replicas",
+                "Replicas whose open requests were given up: silent, and no answer about health.",
+                "pool",
+                self.lost_replicas,
+            ),
+            ("health_probes", "Questions after a replica's health.", "result", self.health_probes),
+        ):
+            family = CounterMetricFamily(f"pointsman_gateway_{name}", text, labels=[label])
+            for value, count in counts.items():
+                family.add_metric([value], count)
+            yield family
         yield InfoMetricFamily(
             "pointsman_gateway_build", "The gateway's version.", value={"version": self._version}
         )

@@ -9,7 +9,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from types import FrameType
 
 import structlog
@@ -25,6 +25,7 @@ from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.gateway.request_ids import RequestIds
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.gateway.version import installed_version
+from pointsman_serving.gateway.vigil import Vigil
 from pointsman_serving.routing.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
@@ -46,24 +47,39 @@ class _Server(uvicorn.Server):
     the streams that outlast the drain have got their error event.
     """
 
-    def __init__(self, config: uvicorn.Config, *, signals: bool) -> None:
+    def __init__(self, config: uvicorn.Config, plane: DataPlane, *, signals: bool) -> None:
         super().__init__(config)
+        self._plane = plane
         self._signals = signals
         self._exit = asyncio.Event()
+        self._at_once = asyncio.Event()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end, on a signal."""
-        super().handle_exit(sig, frame)
-        self._exit.set()
+        """Begin to end on a signal; end at once on a second one."""
+        if not self.should_exit:
+            self.stop()
+        else:
+            self.force_exit = True
+            self._at_once.set()
 
     def stop(self) -> None:
         """Begin to end."""
         self.should_exit = True
+        self._plane.ending = True
         self._exit.set()
 
     async def main_loop(self) -> None:
-        """Wait for the end; there is nothing to look after ten times a second."""
+        """Wait for the end; there is nothing to look after ten times a second.
+
+        Whoever balances load among gateways needs time to notice: until it is over new
+        connections are served as before.
+        """
         await self._exit.wait()
+        lame_duck_seconds = self._plane.settings.lame_duck_seconds
+        if lame_duck_seconds > 0.0:
+            log.info("gateway ends", lame_duck_seconds=lame_duck_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._at_once.wait(), lame_duck_seconds)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -109,7 +125,7 @@ class Gateway:
         seed: int = 0,
     ) -> None:
         self.settings = settings
-        self.scheduler = Scheduler(table, seed=seed)
+        self.scheduler = Scheduler(table, seed=seed, asks_health=True)
         self.metrics = Metrics(version=installed_version(), max_values=settings.max_label_values)
         self._table = table
         self._credentials = credentials or Credentials()
@@ -172,7 +188,11 @@ class Gateway:
             self._socket = listener
             plane = self._start_plane()
             server = self._server = self._make_server(plane, signals=signals)
-            tasks = [_supervised(source, plane) for source in sources]
+            vigil = self._vigil(plane)
+            tasks = [_supervised(vigil.run, "the vigil over replicas")]
+            tasks += [
+                _supervised(_following(each, plane), "a source of replicas") for each in sources
+            ]
             running = [asyncio.ensure_future(task) for task in tasks]
             try:
                 log.info("gateway listens", url=self.url, config=plane.config_hash)
@@ -218,6 +238,17 @@ class Gateway:
         self._plane = plane
         return plane
 
+    def _vigil(self, plane: DataPlane) -> Vigil:
+        return Vigil(
+            plane.upstreams,
+            self.scheduler,
+            self.metrics,
+            silence_seconds=self.settings.silence_seconds,
+            probe_seconds=self.settings.probe_seconds,
+            woken=plane.dispatcher.wake_soon,
+            clock=plane.clock,
+        )
+
     def _make_server(self, plane: DataPlane, *, signals: bool) -> _Server:
         config = uvicorn.Config(
             RequestIds(create_app(plane), plane.new_id),
@@ -233,20 +264,22 @@ class Gateway:
             timeout_keep_alive=int(self.settings.keep_alive_seconds),
             timeout_graceful_shutdown=int(self.settings.drain_seconds),
         )
-        return _Server(config, signals=signals)
+        return _Server(config, plane, signals=signals)
 
 
-def _supervised(source: ReplicaSource, plane: DataPlane) -> Coroutine[None, None, None]:
-    async def run() -> None:
-        while True:
-            try:
-                await source.run(lambda: plane.table, plane.set_replicas)
-            except Exception:
-                # What is known stays; a source that fails once must not end discovery.
-                log.exception("a source of replicas failed; it starts again in a second")
-            await asyncio.sleep(1.0)
+def _following(source: ReplicaSource, plane: DataPlane) -> Callable[[], Awaitable[None]]:
+    return lambda: source.run(lambda: plane.table, plane.set_replicas)
 
-    return run()
+
+async def _supervised(work: Callable[[], Awaitable[None]], name: str) -> None:
+    """Begin the work again whenever it ends."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            # What is known stays; what fails once must not end for good.
+            log.exception(f"{name} failed; it starts again in a second")
+        await asyncio.sleep(1.0)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -51,6 +51,19 @@ class GatewaySettings:
     upstream_idle_connections: int = 256
     """Idle connections kept for one replica; more are closed when their reply ends."""
 
+    silence_seconds: float = 2.0
+    """A replica with open requests that sends no byte for this long is asked for its health;
+    one that does not answer twice is given up, and its requests go on elsewhere. Shorter finds
+    dead replicas sooner and asks more often during long prefills."""
+
+    probe_seconds: float = 1.0
+    """How long a replica's answer about its health may take."""
+
+    lame_duck_seconds: float = 0.0
+    """How long a stop still takes new connections and requests, while /readyz says 503 and
+    replies ask clients to close: load balancers need some seconds to notice. In Kubernetes 5 or
+    more; 0 closes the listener at once."""
+
     drain_seconds: float = 600.0
     """How long a stop waits for replies in flight before they are cut with an error event."""
 
@@ -59,6 +72,10 @@ class GatewaySettings:
 
     max_label_values: int = 1000
     """Distinct values of one metric label; further ones are counted under ``other``."""
+
+    status: bool = True
+    """Serve GET /status, which the operator asks every second. It names internal addresses: a
+    gateway that clients of others reach directly should do without, or hide the path."""
 
     docs: bool = False
     """Serve the OpenAPI pages under /docs."""
@@ -74,10 +91,17 @@ class GatewaySettings:
             "request_read_seconds",
             "body_read_seconds",
             "keep_alive_seconds",
+            "silence_seconds",
+            "probe_seconds",
             "max_label_values",
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("upstream_idle_seconds", "upstream_idle_connections", "drain_seconds"):
+        for name in (
+            "upstream_idle_seconds",
+            "upstream_idle_connections",
+            "lame_duck_seconds",
+            "drain_seconds",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+
+import structlog
 
 from pointsman_serving.gateway.connection import Exchange, UpstreamConnection
 from pointsman_serving.gateway.endpoint import Endpoint
 from pointsman_serving.routing.types import ReplicaAddress
+
+log = structlog.get_logger(__name__)
 
 
 class Upstreams:
@@ -28,6 +32,8 @@ class Upstreams:
         self._clock = clock
         self._endpoints: dict[ReplicaAddress, Endpoint] = {}
         self._idle: dict[Endpoint, list[UpstreamConnection]] = {}
+        self._leaving: set[Endpoint] = set()
+        """Endpoints that are no longer listed and still have replies under way."""
         self._open: set[UpstreamConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._tls: ssl.SSLContext | None = None
@@ -122,7 +128,25 @@ class Upstreams:
         """Forget the endpoints of a pool that are not among ``addresses``; exchanges go on."""
         kept = set(addresses)
         for address in [a for a in self._endpoints if a.key.pool == pool and a not in kept]:
-            self._close_all(self._idle.pop(self._endpoints.pop(address)))
+            endpoint = self._endpoints.pop(address)
+            self._close_all(self._idle.pop(endpoint))
+            self._leaving.add(endpoint)
+
+    def endpoints(self) -> Iterator[Endpoint]:
+        """The endpoints that are known, and those that are not any more but have work."""
+        self._leaving = {endpoint for endpoint in self._leaving if endpoint.busy}
+        yield from self._endpoints.values()
+        yield from self._leaving
+
+    def lose(self, endpoint: Endpoint, reason: str) -> None:
+        """Close every connection to an endpoint that is gone; whoever waits there is told."""
+        self._close_all(list(self._idle.get(endpoint, ())))
+        for connection in list(endpoint.busy):
+            try:
+                connection.lose(reason)
+            except Exception:
+                # One request must not keep the others on a dead replica.
+                log.exception("request failed on a lost replica")
 
     def close_stale(self) -> None:
         """Close connections that have been idle for too long; call it every second or so."""

@@ -188,12 +188,16 @@ class PoolState:
             # It may come back under the same name as a new process.
             state.cache.clear()
 
-    def restarted(self, state: ReplicaState, *, now: float) -> None:
-        """Note that another process answers under a replica's name."""
+    def instance(self, state: ReplicaState, value: str, *, now: float) -> bool:
+        """Take the name of a replica's life; True where another one has begun."""
+        before, state.instance = state.instance, value
+        if not before or before == value:
+            return False
         self.restarts += 1
         state.begin_anew(now)
         self._start_slowly(state, now)
         self.warm(now)
+        return True
 
     def _out(self) -> int:
         return sum(state.breaker.state is not BreakerState.CLOSED for state in self.states)

@@ -260,8 +260,7 @@ class Scheduler:
             hard: no connection could be made, or its health does not answer: the replica is
                 ejected at once.
         """
-        pool = self._pool(key)
-        replica = None if pool is None else pool.find(key)
+        pool, replica = self._pool(key), self._find(key)
         if pool is not None and replica is not None:
             pool.failed(replica, now=now, hard=hard)
 
@@ -274,16 +273,10 @@ class Scheduler:
         Returns:
             Whether it has changed.
         """
-        pool = self._pool(key)
-        replica = None if pool is None else pool.find(key)
-        if pool is None or replica is None or replica.instance == value:
+        pool, replica = self._pool(key), self._find(key)
+        if pool is None or replica is None:
             return False
-        first = not replica.instance
-        replica.instance = value
-        if first:
-            return False
-        pool.restarted(replica, now=now)
-        return True
+        return pool.instance(replica, value, now=now)
 
     def wanting_health(self, now: float) -> list[ReplicaAddress]:
         """The listed replicas whose ejection is over and whose health is to be asked."""
@@ -356,7 +349,7 @@ class Scheduler:
         return self._pools.get(key.pool) or self._gone.get(key.pool)
 
     def _find(self, key: ReplicaKey) -> ReplicaState | None:
-        pool = self._pools.get(key.pool)
+        pool = self._pool(key)
         return None if pool is None else pool.find(key)
 
     def _stay(

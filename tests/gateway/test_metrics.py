@@ -7,9 +7,9 @@ import pytest
 
 from pointsman_serving.gateway.histogram import Histogram
 from pointsman_serving.gateway.metrics import OTHER, Metrics
-from pointsman_serving.routing.types import Api, Usage
-from tests.gateway.fake_engine import FakeEngine, answer
-from tests.gateway.harness import ask, chat, gateway_to, post
+from pointsman_serving.routing.types import Api, ReplicaKey, Usage
+from tests.gateway.fake_engine import FakeEngine, answer, silence
+from tests.gateway.harness import ask, chat, client_of, gateway_to, post, until
 
 
 def text_of(metrics: Metrics) -> str:
@@ -73,6 +73,23 @@ async def test_metrics_tell_what_happened_when_scraped(engine: FakeEngine) -> No
     )
     assert value_of(text, f"gen_ai_server_request_duration_seconds_count{genai}") == 2
     assert "vllm:" not in text
+
+
+async def test_metrics_count_lost_ejected_and_restarted_replicas_when_scraped(
+    engine: FakeEngine,
+) -> None:
+    engine.behaviour = engine.health = silence()
+    async with gateway_to(engine, silence_seconds=0.2, probe_seconds=0.1) as gateway:
+        async with client_of(gateway) as client:
+            await client.send(post(chat(stream=True)))
+            await until(lambda: gateway.metrics.lost_replicas == {"p": 1})
+        for value in ("01", "02"):
+            gateway.scheduler.instance(ReplicaKey("p", "a"), value, now=gateway.plane.clock())
+        text = text_of(gateway.metrics)
+    assert value_of(text, 'pointsman_gateway_lost_replicas_total{pool="p"}') == 1
+    assert value_of(text, 'pointsman_gateway_health_probes_total{result="silent"}') >= 2
+    assert value_of(text, 'pointsman_gateway_replica_ejections_total{pool="p"}') == 1
+    assert value_of(text, 'pointsman_gateway_replica_restarts_total{pool="p"}') == 1
 
 
 async def test_metrics_count_nothing_twice_when_a_request_is_tried_again(

@@ -17,6 +17,7 @@ from pointsman_serving.gateway.body import parse_body
 from pointsman_serving.gateway.headers import parse_headers, request_id_of
 from pointsman_serving.gateway.openai import ApiError, BadRequestError
 from pointsman_serving.gateway.plane import DataPlane
+from pointsman_serving.gateway.status import status_of
 from pointsman_serving.gateway.version import installed_version
 from pointsman_serving.routing.explain import explain
 from pointsman_serving.routing.types import Api
@@ -78,6 +79,13 @@ def create_app(plane: DataPlane) -> FastAPI:
         """200 once at least one model name would be served; the body tells of each pool."""
         return _ready(plane)
 
+    if plane.settings.status:
+
+        @app.get("/status")
+        async def status() -> Response:
+            """What the operator asks every second; see ``status.status_of`` for the fields."""
+            return _status(plane)
+
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus' text format."""
@@ -97,20 +105,36 @@ def _ready(plane: DataPlane) -> Response:
     # One name that answers is worth traffic: a pool that is down must not take the others'
     # endpoint away. Which names answer and which pools are empty is in the body.
     serving = plane.serving_routes()
-    if serving:
+    ready = bool(serving) and not plane.ending
+    if plane.ending:
+        reason = "the gateway is ending"
+    elif serving:
         reason = "ready"
     elif plane.table.routes:
         reason = "no pool has a replica yet"
     else:
         reason = "the route table has no routes: create a ModelPool"
     content = {
-        "status": "ready" if serving else "not ready",
+        "status": "ready" if ready else "not ready",
         "reason": reason,
         "config_hash": plane.config_hash,
         "models": {name: name in serving for name in sorted(plane.table.routes)},
         "pools": {name: {"replicas": len(found)} for name, found in plane.replicas.items()},
     }
-    return JSONResponse(content, status_code=200 if serving else 503)
+    return JSONResponse(content, status_code=200 if ready else 503)
+
+
+def _status(plane: DataPlane) -> Response:
+    return JSONResponse(
+        status_of(
+            plane.readings(),
+            name=plane.settings.name,
+            version=installed_version(),
+            ready=bool(plane.serving_routes()) and not plane.ending,
+            draining=plane.ending,
+            uptime_seconds=plane.clock() - plane.started_at,
+        )
+    )
 
 
 async def _explain(plane: DataPlane, request: Request) -> Response:

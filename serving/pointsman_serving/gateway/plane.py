@@ -83,6 +83,9 @@ class DataPlane:
         self.loop = loop
         self.clock = clock
         self.new_id = new_id
+        self.started_at = clock()
+        self.ending = False
+        """A stop has begun: readiness is over, and replies ask clients to close."""
         self.admission: Admission[Routed] = Admission()
         self.dispatcher = Dispatcher(
             self.admission,
@@ -310,12 +313,17 @@ class DataPlane:
     def readings(self) -> Readings:
         """What is measured at a scrape."""
         in_flight = dict.fromkeys(self.table.pools, 0)
+        queued: dict[str, int] = {}
         for relay in self.relays:
             if relay.phase is not Phase.QUEUED:
                 in_flight[relay.pool] = in_flight.get(relay.pool, 0) + 1
+                continue
+            for pool in relay.pools:
+                queued[pool] = queued.get(pool, 0) + 1
         return Readings(
             in_flight=in_flight,
             queue_depth=self.admission.depths(),
+            queued=queued,
             replicas={pool: len(addresses) for pool, addresses in self.replicas.items()},
             open_upstream_connections=self.upstreams.open_connections,
             config_hash=self.config_hash,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 
 from pointsman_serving.routing.breaker import BreakerState
-from pointsman_serving.routing.snapshot import ReplicaSnapshot, SchedulerSnapshot
+from pointsman_serving.routing.snapshot import PoolSnapshot, ReplicaSnapshot, SchedulerSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +24,8 @@ class Readings:
     """By pool; requests without a pool yet are under the empty name."""
     queue_depth: Mapping[tuple[str, str], int]
     """By (policy, rule)."""
+    queued: Mapping[str, int] = field(default_factory=dict)
+    """By pool: requests that wait and could go there."""
     replicas: Mapping[str, int]
     """By pool."""
     open_upstream_connections: int
@@ -55,6 +62,19 @@ _REPLICA_GAUGES: tuple[tuple[str, str, Callable[[ReplicaSnapshot], float]], ...]
     ),
 )
 
+_POOL_COUNTERS: tuple[tuple[str, str, Callable[[PoolSnapshot], int]], ...] = (
+    (
+        "replica_ejections",
+        "Replicas taken out after failures.",
+        lambda pool: pool.ejections,
+    ),
+    (
+        "replica_restarts",
+        "Engines that began anew under the name of a replica.",
+        lambda pool: pool.restarts,
+    ),
+)
+
 
 def reading_families(readings: Readings) -> Iterable[Metric]:
     """The readings as Prometheus families."""
@@ -76,6 +96,11 @@ def reading_families(readings: Readings) -> Iterable[Metric]:
         "The route table that is in force.",
         value={"hash": readings.config_hash},
     )
+    for name, text, count_of in _POOL_COUNTERS:
+        counter = CounterMetricFamily(f"pointsman_gateway_{name}", text, labels=["pool"])
+        for pool in readings.scheduler.pools:
+            counter.add_metric([pool.name], count_of(pool))
+        yield counter
     replicas = [replica for pool in readings.scheduler.pools for replica in pool.replicas]
     for name, text, value in _REPLICA_GAUGES:
         family = GaugeMetricFamily(

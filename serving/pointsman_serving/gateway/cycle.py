@@ -26,6 +26,10 @@ class Wire(Protocol):
     transport: asyncio.Transport
 
     @property
+    def ending(self) -> bool:
+        """Whether the client is to be asked to close: the gateway ends and nothing more waits."""
+
+    @property
     def write_paused(self) -> bool:
         """Whether the transport holds more than its high-water mark."""
 
@@ -146,6 +150,8 @@ class HotCycle:
         if self.disconnected or self.response_started:
             return
         self.response_started = True
+        if self._wire.ending:
+            self.keep_alive = False
         if last and length is None and status not in (204, 304):
             length = len(body)
         head = [STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status, lines]

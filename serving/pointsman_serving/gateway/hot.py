@@ -168,6 +168,8 @@ class HotProtocol(HttpToolsProtocol):
         self.expect_100_continue = expects
         self.headers.extend(headers)
         super().on_headers_complete()
+        if self.plane.ending:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Collect a hot body up to the limit."""
@@ -282,6 +284,11 @@ class HotProtocol(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if cycle.whole:
             cycle.route(self.plane)
+
+    @property
+    def ending(self) -> bool:
+        """Whether the gateway ends and the client has nothing more under way here."""
+        return self.plane.ending and not self.pipeline and not self._receiving
 
     @property
     def write_paused(self) -> bool:

@@ -14,6 +14,7 @@ from pointsman_api.route_table import (
     BackendType,
     CredentialReference,
     ExternalEndpoint,
+    Overload,
     PoolEntry,
     RouteTable,
 )
@@ -303,7 +304,7 @@ async def test_external_addresses_follow_the_table_when_it_changes(engine: FakeE
 async def test_replicas_are_known_again_when_their_pool_left_the_table_for_a_moment(
     engine: FakeEngine,
 ) -> None:
-    with_pool, without = table_of(), RouteTable()
+    with_pool, without = table_of(overload=Overload(max_cold_start_seconds=0.1)), RouteTable()
     async with gateway_to(engine, table=with_pool) as gateway:
         addresses = [address_of(engine)]
         gateway.set_table(without)

@@ -10,6 +10,7 @@ from pointsman_api.route_table import (
     BackendType,
     CredentialReference,
     ExternalEndpoint,
+    Overload,
     PoolEntry,
     RouteTable,
     Rule,
@@ -117,7 +118,7 @@ async def test_replicas_of_a_pool_go_when_it_is_no_longer_external(engine: FakeE
     gateway = gateway_of(external(engine, None))
     async with gateway.running():
         assert gateway.plane.replicas["p"]
-        gateway.set_table(table_of())
+        gateway.set_table(table_of(overload=Overload(max_cold_start_seconds=0.1)))
         assert gateway.plane.replicas["p"] == ()
         assert (await ask(gateway, post(chat()))).status == 503
 

@@ -268,8 +268,9 @@ async def test_failover_is_not_tried_when_one_attempt_is_allowed(
     assert len(engine.calls) + len(other.calls) == 1
 
 
-async def test_failover_ends_with_503_when_there_is_no_replica() -> None:
-    async with gateway_to() as gateway:
+async def test_failover_ends_with_503_when_no_replica_comes() -> None:
+    table = table_of(overload=Overload(max_cold_start_seconds=0.2))
+    async with gateway_to(table=table) as gateway:
         reply = await ask(gateway, post(chat()))
     assert (reply.status, reply.error["code"]) == (503, "no_replica")
     assert "retry-after" in reply.headers

@@ -72,6 +72,15 @@ def test_headers_tenant_differs_when_the_credential_differs() -> None:
     assert parse_headers([], "i").tenant == ""
 
 
+def test_headers_fairness_id_is_the_tenant_when_none_is_stated() -> None:
+    credential = (b"authorization", b"Bearer a")
+    stated = (b"x-llm-d-inference-fairness-id", b"f" * 200)
+    headers = parse_headers([credential], "i")
+    assert headers.fairness_id == headers.tenant
+    assert parse_headers([credential, stated], "i").fairness_id == "f" * 128
+    assert parse_headers([], "i").fairness_id == ""
+
+
 @pytest.mark.parametrize("name", [b"x-session-id", b"x_session_id"])
 def test_headers_conversation_when_either_spelling_is_used(name: bytes) -> None:
     assert parse_headers([(name, b"talk")], "i").conversation == "talk"

@@ -31,6 +31,7 @@ class Attempts:
     __slots__ = (
         "_budget",
         "_failure_label",
+        "_gone",
         "_most",
         "_plane",
         "_rule",
@@ -49,6 +50,7 @@ class Attempts:
         self._tried = 0
         self._unreached = 0
         self._failure_label = ""
+        self._gone = False
         self.begun = 0
         """How many there have been, with those under way."""
         self.excluded: set[ReplicaKey] = set()
@@ -105,6 +107,7 @@ class Attempts:
             reason=failure.reason,
         )
         self._failure_label = failure.label
+        self._gone = failure.gone
         if failure.unconnected and self._unreached < _MOST_UNREACHED:
             # The request was sent to nobody: that is no attempt at answering it.
             self._unreached += 1
@@ -125,6 +128,11 @@ class Attempts:
             return True
         self._plane.metrics.unaffordable()
         return False
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether it may wait for a replica to come: it has met none but such as died."""
+        return not self._failure_label or self._gone
 
     def got_on(self) -> None:
         """A replica has brought the answer further: what was before it does not count."""

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 import structlog
 
 from pointsman_api.route_table import Rule
 from pointsman_serving.gateway import openai
-from pointsman_serving.gateway.admission import Admission, RuleKey
 from pointsman_serving.gateway.openai import ApiError
 from pointsman_serving.gateway.phase import Phase
+from pointsman_serving.gateway.place import place_of
+from pointsman_serving.gateway.queue_counts import QueueCounts, Shed
+from pointsman_serving.routing.place import Lane, Place, RuleKey
+from pointsman_serving.routing.queue import WaitQueue
 from pointsman_serving.routing.scheduler import Scheduler
 from pointsman_serving.routing.types import Decision, Outcome, RouteRequest
 
 log = structlog.get_logger(__name__)
 
-# How many waiters of a rule may be passed over for those behind them: each costs a decision.
+# How many waiters of a lane may be passed over for those behind them: each costs a decision.
 _PASSED_OVER = 64
 
-_NO_LIMIT = 1 << 62
+# Counting out who stands where takes time: so many, and not more often than this.
+_POSITIONS_COUNTED = 200
+_POSITIONS_SECONDS = 1.0
 
 
 class Routed(Protocol):
     """A routed request, as what it shares with the others sees it. ``relay.Relay`` is one."""
 
     request: RouteRequest
+    rule: Rule
     rule_key: RuleKey
     phase: Phase
 
@@ -42,110 +48,287 @@ class Routed(Protocol):
     def decide(self, now: float) -> Decision:
         """Ask the scheduler what to do with it now."""
 
+    def waits(self, decision: Decision) -> bool:
+        """Whether a decision means that it waits: for room, or for a replica to come."""
+
     def take(self, decision: Decision, now: float) -> None:
         """Act on a decision."""
 
+    def wait_until(self, at: float) -> None:
+        """Its time in the queue ends then; until it hears otherwise."""
+
     def stop(self, error: ApiError) -> None:
         """End it with ``error``."""
+
+
+class Standing(NamedTuple):
+    """Where a waiter stands."""
+
+    position: int | None
+    """From 1; those before it wait for the same pools. None: further back than is counted."""
+    seconds: float | None
+    """About how long it has to wait; None: not known."""
+    cold: bool
+    """No replica is there yet."""
 
 
 class Dispatcher:
     """Lets those go who wait.
 
     Args:
-        admission: who waits.
+        queue: who waits.
+        counts: where it is counted what came of waiting.
         retry_after_seconds: the least that a refused client is told to wait.
         clock: seconds; monotonic.
     """
 
     def __init__(
         self,
-        admission: Admission[Routed],
+        queue: WaitQueue[Routed],
         scheduler: Scheduler,
         *,
+        counts: QueueCounts,
         retry_after_seconds: float,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
     ) -> None:
-        self._admission = admission
+        self._queue = queue
         self._scheduler = scheduler
+        self._counts = counts
         self._retry_after_seconds = retry_after_seconds
         self._loop = loop
         self._clock = clock
         self._wake_due = False
+        self._cold: set[Lane] = set()
+        """The lanes that had no replica when they were last looked at."""
+        self._positions: dict[Lane, tuple[float, dict[int, int]]] = {}
+        """When the places in a lane were counted, and what they were."""
 
-    def join(self, waiter: Routed, rule: Rule, *, now: float, again: bool) -> ApiError | None:
-        """Let a request wait; the answer to it where its rule's queue has no room.
+    # Coming and leaving.
+
+    def join(
+        self, waiter: Routed, *, now: float, again: bool, cold: bool = False
+    ) -> ApiError | None:
+        """Let a request wait; the answer to it where it may not.
+
+        It is refused at once where the queue is full, or so long that its time would run out.
 
         Args:
-            again: it was let through before; it is not turned away for being many, and waits
-                in front.
+            again: it was let through before; it is not turned away, and waits in front.
+            cold: there is no replica that could take it.
         """
-        key = waiter.rule_key
-        limit = _NO_LIMIT if again else rule.overload.max_queued_requests
-        if self._admission.join(key, waiter, limit=limit, now=now, front=again):
+        rule = waiter.rule
+        place = place_of(waiter.request, rule, waiter.rule_key, now=now, again=again)
+        if not self._scheduler.has_replica(place.lane, now=now):
+            self._cold.add(place.lane)
+            cold = True
+        if not (again or cold):
+            error = self._too_late(place, rule, now)
+            if error is not None:
+                return error
+        limit = rule.overload.max_queued_requests
+        joined = self._queue.join(waiter, place, rule_limit=limit, now=now, cold=cold)
+        if not joined.accepted:
+            self._counts.shed(Shed.FULL)
+            shown = limit if self._queue.depth(place.rule) >= limit else len(self._queue)
+            return openai.queue_full(shown, self._retry_after(place, rule, now))
+        if joined.pushed_out is not None:
+            self._push_out(joined.pushed_out, now)
+        self._set_time(waiter)
+        return None
+
+    def leave(self, waiter: Routed) -> None:
+        """Let a request wait no more, if it does."""
+        self._queue.leave(waiter, now=self._clock())
+
+    def late(self, waiter: Routed) -> ApiError:
+        """The answer to a waiter whose time is over."""
+        now = self._clock()
+        rule = waiter.rule
+        entry = self._queue.find(waiter)
+        place = (
+            place_of(waiter.request, rule, waiter.rule_key, now=now, again=False)
+            if entry is None
+            else entry.place
+        )
+        wait = self._retry_after(place, rule, now)
+        if now >= place.latest:
+            self._counts.shed(Shed.TOO_LATE)
+            return openai.objective_unreachable(wait)
+        if entry is not None and entry.cold:
+            self._counts.shed(Shed.COLD_START)
+            return openai.no_replica_came(place.lane, place.cold_seconds, wait)
+        self._counts.shed(Shed.EXPIRED)
+        return openai.queue_timeout(rule.overload.max_queue_seconds, wait)
+
+    def standing(self, waiter: Routed) -> Standing | None:
+        """Where a waiter stands, as of a second ago at most; None where it does not wait."""
+        entry = self._queue.find(waiter)
+        if entry is None:
             return None
-        wait = self._wait_estimate(key, rule)
-        return openai.queue_full(rule.overload.max_queued_requests, wait)
+        now = self._clock()
+        place = entry.place
+        counted_at, positions = self._positions.get(place.lane, (-_POSITIONS_SECONDS, {}))
+        if now >= counted_at + _POSITIONS_SECONDS:
+            positions = self._queue.positions(place.lane, most=_POSITIONS_COUNTED)
+            self._positions[place.lane] = now, positions
+        position = positions.get(entry.number)
+        seconds = None
+        if position is not None and not entry.cold:
+            seconds = self._queue.seconds_behind(
+                position, place, departures=self._turn(place.lane), now=now
+            )
+        return Standing(position, seconds, entry.cold)
+
+    def _too_late(self, place: Place, rule: Rule, now: float) -> ApiError | None:
+        wait = self._queue.wait_seconds(place, departures=self._turn(place.lane), now=now)
+        if wait is None:
+            return None
+        error = None
+        if now + wait > place.latest:
+            error = openai.objective_unreachable(self._bounded(wait, rule))
+        elif wait > place.queue_seconds:
+            error = openai.queue_too_long(place.queue_seconds, wait)
+        if error is not None:
+            self._counts.shed(Shed.TOO_LATE)
+        return error
+
+    def _push_out(self, waiter: Routed, now: float) -> None:
+        self._counts.shed(Shed.PUSHED_OUT)
+        rule = waiter.rule
+        place = place_of(waiter.request, rule, waiter.rule_key, now=now, again=False)
+        waiter.stop(openai.pushed_out(self._retry_after(place, rule, now)))
+
+    def _set_time(self, waiter: Routed) -> None:
+        entry = self._queue.find(waiter)
+        if entry is not None:
+            waiter.wait_until(entry.expires_at)
+
+    # Going.
 
     def wake_soon(self) -> None:
-        """Look at the queues in the next turn of the loop: there may be room."""
-        if not self._wake_due and len(self._admission):
+        """Look at the queue in the next turn of the loop: there may be room."""
+        if not self._wake_due and len(self._queue):
             self._wake_due = True
             self._loop.call_soon(self._wake)
 
-    def _wake(self) -> None:
-        self._wake_due = False
-        for rule in self._admission.rules():
-            self._drain(rule)
-
     def may_go_first(self, newcomer: Routed) -> bool:
-        """Whether a newcomer may be sent though others of its rule wait.
+        """Whether a newcomer may act on a decision though others wait.
 
-        Those who could use the room go before it. Where more wait than are looked at, it waits
-        behind them.
+        Those of its priority or a higher one who could use the room go before it. Where more of
+        them wait than are looked at, or none can be sent, it waits behind them.
         """
+        if not len(self._queue):
+            return True
+        own = frozenset(newcomer.pools)
+        lanes = {lane for lane in self._queue.lanes() if not own.isdisjoint(lane)}
+        priority = newcomer.rule.overload.priority
+        if next(self._queue.in_order(lanes, least_priority=priority), None) is None:
+            return True
         decision = newcomer.decide(self._clock())
         if decision.outcome is Outcome.WAIT:
             return False
-        if decision.outcome is Outcome.CHOSEN:
-            self._drain(newcomer.rule_key)
-        return self._admission.depth(newcomer.rule_key) <= _PASSED_OVER
+        if decision.outcome is not Outcome.CHOSEN:
+            return True
+        still_open = self._drain(lanes, least_priority=priority)
+        left = next(self._queue.in_order({own}, least_priority=priority), None)
+        return left is None or own in still_open
 
-    def _drain(self, rule: RuleKey) -> None:
-        """Let go who can, in the order of arrival.
+    def look_again(self) -> None:
+        """The route table has changed: some of those that wait may have nothing to wait for."""
+        now = self._clock()
+        for waiter in self._queue.waiters():
+            entry = self._queue.find(waiter)
+            if entry is None:
+                continue
+            found = self._scheduler.route(waiter.request)
+            if found is None:
+                self._let_go(waiter, waiter.decide(now), now)
+                continue
+            lane = frozenset(target.pool for target in found[1].targets)
+            if lane != entry.place.lane:
+                self._queue.move(waiter, lane, now=now)
+        self.wake_soon()
+
+    def _wake(self) -> None:
+        self._wake_due = False
+        lanes = self._queue.lanes()
+        self._positions = {lane: self._positions[lane] for lane in lanes if lane in self._positions}
+        self._look_for_replicas(lanes)
+        self._drain(set(lanes))
+
+    def _look_for_replicas(self, lanes: Iterable[Lane]) -> None:
+        """Note which lanes have no replica: their waiters are held for longer."""
+        now = self._clock()
+        cold = {lane for lane in lanes if not self._scheduler.has_replica(lane, now=now)}
+        changed = cold ^ self._cold.intersection(lanes)
+        self._cold = cold
+        for lane in changed:
+            for waiter in self._queue.set_cold(lane, lane in cold, now=now):
+                self._set_time(waiter)
+
+    def _drain(self, lanes: set[Lane], *, least_priority: int | None = None) -> set[Lane]:
+        """Let go who can, in the queue's order; returns the lanes that still have room.
 
         Who waits for a pool that is full (by its weights, its conversation or what it tried
         already) must not keep those behind it from another pool.
         """
-        passed_over = 0
-        while passed_over < _PASSED_OVER:
-            waiter = next(iter(self._admission.first(rule, passed_over + 1)[passed_over:]), None)
-            if waiter is None:
-                return
+        now = self._clock()
+        lanes = {lane for lane in lanes if self._scheduler.has_room(lane, now=now)}
+        passed_over = dict.fromkeys(lanes, 0)
+        for waiter in self._queue.in_order(lanes, least_priority=least_priority):
+            entry = self._queue.find(waiter)
+            if entry is None:
+                continue
+            lane = entry.place.lane
             now = self._clock()
             decision = waiter.decide(now)
-            if decision.outcome is Outcome.WAIT:
-                if not self._scheduler.has_room(waiter.pools, now=now):
-                    return
-                passed_over += 1
-                continue
-            self._admission.admit(rule, waiter, now=now)
-            try:
-                waiter.take(decision, now)
-            except Exception:
-                # One request must not keep those behind it waiting.
-                log.exception("request failed", request_id=waiter.request.request_id)
-                waiter.stop(openai.internal_error())
+            if waiter.waits(decision):
+                if self._queue.mark_cold(waiter, decision.outcome is not Outcome.WAIT, now=now):
+                    self._set_time(waiter)
+                passed_over[lane] += 1
+                if passed_over[lane] >= _PASSED_OVER:
+                    lanes.discard(lane)
+            else:
+                self._let_go(waiter, decision, now)
+                winner = decision.winner
+                taken = None if winner is None else winner.key.pool
+                full = [
+                    each
+                    for each in lanes
+                    if taken in each and not self._scheduler.has_room(each, now=now)
+                ]
+                lanes.difference_update(full)
+            if not lanes:
+                break
+        return lanes
 
-    def queue_timeout(self, key: RuleKey, rule: Rule) -> ApiError:
-        """The answer to a request that has waited for as long as the rule allows."""
-        limit = rule.overload.max_queue_seconds
-        return openai.queue_timeout(limit, self._wait_estimate(key, rule))
+    def _let_go(self, waiter: Routed, decision: Decision, now: float) -> None:
+        entry = self._queue.find(waiter)
+        if entry is not None and decision.outcome is Outcome.CHOSEN:
+            self._counts.waited(entry.place.priority, now - entry.joined_at)
+            self._queue.admit(waiter, now=now)
+        else:
+            if decision.outcome is Outcome.HOPELESS:
+                self._counts.shed(Shed.TOO_LATE)
+            self._queue.leave(waiter, now=now)
+        try:
+            waiter.take(decision, now)
+        except Exception:
+            # One request must not keep those behind it waiting.
+            log.exception("request failed", request_id=waiter.request.request_id)
+            waiter.stop(openai.internal_error())
 
-    def _wait_estimate(self, key: RuleKey, rule: Rule) -> float:
-        return self._admission.wait_estimate_seconds(
-            key,
-            default=self._retry_after_seconds,
-            most=max(rule.overload.max_queue_seconds, 1.0),
-        )
+    # Estimates.
+
+    def _turn(self, lane: Lane) -> int:
+        """Departures after which the rate at which a lane drains says something."""
+        return max(self._scheduler.capacity(lane), 1)
+
+    def _retry_after(self, place: Place, rule: Rule, now: float) -> float:
+        wait = self._queue.wait_seconds(place, departures=self._turn(place.lane), now=now)
+        return self._bounded(wait or 0.0, rule)
+
+    def _bounded(self, wait_seconds: float, rule: Rule) -> float:
+        most = max(rule.overload.max_queue_seconds, 1.0)
+        return min(max(wait_seconds, self._retry_after_seconds), most)

@@ -14,6 +14,9 @@ from pointsman_serving.routing.types import ReplicaKey
 
 Header = tuple[bytes, bytes]
 
+# Characters of a fairness id that tell it from others.
+_FAIRNESS_ID_LENGTH = 128
+
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 HOP_BY_HOP = frozenset(
@@ -49,6 +52,7 @@ _NOT_TO_REPLICAS = HOP_BY_HOP | {
     b"x-pointsman-pool",
     b"x-pointsman-replica",
     b"x-pointsman-revision",
+    b"x-pointsman-progress",
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
 }
@@ -95,6 +99,8 @@ class RequestHeaders:
     """Lower-case names; of repeated ones the last."""
     tenant: str
     """A digest of the client's credential; empty without one."""
+    fairness_id: str
+    """Whose share of the queue the request takes: what the header says, else the tenant."""
     conversation: str
     task: str
     ttft_slo_seconds: float | None
@@ -126,10 +132,13 @@ def parse_headers(raw: Sequence[Header], request_id: str) -> RequestHeaders:
     """
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
     credential = headers.get("authorization")
+    tenant = _tenant(credential) if credential else ""
+    fairness_id = headers.get("x-llm-d-inference-fairness-id") or tenant
     return RequestHeaders(
         request_id=request_id,
         headers=headers,
-        tenant=_tenant(credential) if credential else "",
+        tenant=tenant,
+        fairness_id=fairness_id[:_FAIRNESS_ID_LENGTH],
         conversation=headers.get("x-session-id") or headers.get("x_session_id") or "",
         task=headers.get("x-pointsman-task") or "Default",
         ttft_slo_seconds=_ttft_slo(headers.get("x-llm-d-slo-ttft-ms")),

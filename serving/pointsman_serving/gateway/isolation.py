@@ -53,6 +53,7 @@ def route_request(
         max_output_tokens=body.max_output_tokens(),
         conversation=headers.conversation,
         tenant=tenant,
+        fairness_id=headers.fairness_id,
         task=headers.task,
         ttft_slo_seconds=headers.ttft_slo_seconds,
         stream=body.streams,

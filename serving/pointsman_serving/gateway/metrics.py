@@ -26,6 +26,7 @@ from pointsman_serving.gateway.histogram import (
     TTFT_SECONDS,
     Histogram,
 )
+from pointsman_serving.gateway.queue_counts import QueueCounts
 from pointsman_serving.gateway.readings import Readings, reading_families
 from pointsman_serving.routing.types import Api, Usage
 
@@ -91,6 +92,7 @@ class Metrics(Collector):
     def __init__(self, *, version: str, max_values: int) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.decision = Histogram(DECISION_SECONDS)
+        self.queue = QueueCounts()
         self.retries: dict[str, int] = {}
         self.continuations: dict[str, int] = {}
         self.hedges: dict[str, int] = {}
@@ -200,6 +202,7 @@ class Metrics(Collector):
             for value, count in counts.items():
                 family.add_metric([value], count)
             yield family
+        yield from self.queue.families()
         yield InfoMetricFamily(
             "pointsman_gateway_build", "The gateway's version.", value={"version": self._version}
         )

@@ -149,6 +149,63 @@ def queue_full(limit: int, retry_after_seconds: float) -> ApiError:
     )
 
 
+def pushed_out(retry_after_seconds: float) -> ApiError:
+    """429: the queue is full, and the place is another's now."""
+    return ApiError(
+        status=429,
+        message=(
+            "The queue is full and this request's place went to one of a higher priority, or of a "
+            "tenant with fewer requests in it. Retry later."
+        ),
+        type="rate_limit_error",
+        code="queue_full",
+        retry_after_seconds=_whole_seconds(retry_after_seconds),
+    )
+
+
+def queue_too_long(limit_seconds: float, wait_seconds: float) -> ApiError:
+    """429: the queue would not come to this request within the rule's time."""
+    return ApiError(
+        status=429,
+        message=(
+            f"The queue is about {wait_seconds:.0f} s long and requests wait for at most "
+            f"{limit_seconds:g} s. Retry later."
+        ),
+        type="rate_limit_error",
+        code="queue_too_long",
+        retry_after_seconds=_whole_seconds(min(wait_seconds, max(limit_seconds, 1.0))),
+    )
+
+
+def objective_unreachable(retry_after_seconds: float) -> ApiError:
+    """429: the first token would come later than it is wanted, and the rule rejects such."""
+    return ApiError(
+        status=429,
+        message=(
+            "The request would wait longer in the queue than its first token may take. Retry later."
+        ),
+        type="rate_limit_error",
+        code="objective_unreachable",
+        retry_after_seconds=_whole_seconds(retry_after_seconds),
+    )
+
+
+def no_replica_came(
+    pools: Iterable[str], limit_seconds: float, retry_after_seconds: float
+) -> ApiError:
+    """503: the request was held for a replica, and none started within the rule's time."""
+    return ApiError(
+        status=503,
+        message=(
+            f"No replica of {', '.join(sorted(pools))} was there within {limit_seconds:g} s, for "
+            "as long as requests are held. Retry later."
+        ),
+        type="server_error",
+        code="no_replica",
+        retry_after_seconds=_whole_seconds(retry_after_seconds),
+    )
+
+
 def queue_timeout(limit_seconds: float, retry_after_seconds: float) -> ApiError:
     """429: no replica had room within the rule's time."""
     return ApiError(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Protocol
 
 from pointsman_api.route_table import BackendType, CacheIsolation, RouteTable, Rule
 from pointsman_serving.gateway import openai
-from pointsman_serving.gateway.admission import Admission, RuleKey
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.budget import RuleBudgets
 from pointsman_serving.gateway.credentials import Credentials
@@ -26,6 +25,8 @@ from pointsman_serving.gateway.phase import Phase
 from pointsman_serving.gateway.readings import Readings
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.gateway.upstream import Upstreams
+from pointsman_serving.routing.place import RuleKey
+from pointsman_serving.routing.queue import WaitQueue
 from pointsman_serving.routing.scheduler import Scheduler
 from pointsman_serving.routing.types import (
     Api,
@@ -86,10 +87,11 @@ class DataPlane:
         self.started_at = clock()
         self.ending = False
         """A stop has begun: readiness is over, and replies ask clients to close."""
-        self.admission: Admission[Routed] = Admission()
+        self.admission: WaitQueue[Routed] = WaitQueue(limit=settings.max_queued_requests)
         self.dispatcher = Dispatcher(
             self.admission,
             scheduler,
+            counts=metrics.queue,
             retry_after_seconds=settings.retry_after_seconds,
             loop=loop,
             clock=clock,
@@ -129,18 +131,20 @@ class DataPlane:
             self.upstreams.retain(gone, ())
         self.replicas = {name: self.replicas.get(name, ()) for name in table.pools}
         self._told = {name: told for name, told in self._told.items() if name in table.pools}
-        rules = {
-            (route.policy, rule.name) for route in table.routes.values() for rule in route.rules
-        }
-        self.admission.retain(rules)
-        self._budgets = {key: each for key, each in self._budgets.items() if key in rules}
+        rules = [(route, rule) for route in table.routes.values() for rule in route.rules]
+        self.admission.retain(
+            (rule.overload.priority, frozenset(target.pool for target in rule.targets))
+            for _, rule in rules
+        )
+        known_rules = {(route.policy, rule.name) for route, rule in rules}
+        self._budgets = {key: each for key, each in self._budgets.items() if key in known_rules}
         for name, pool in table.pools.items():
             known = before.pools.get(name)
             if known is not None and known.backend is not pool.backend:
                 # What was sent to a provider must not be sent as to a replica of our own.
                 self._publish(name, ())
         self.refresh_credentials()
-        self.dispatcher.wake_soon()
+        self.dispatcher.look_again()
 
     def set_replicas(self, pool: str, addresses: Sequence[ReplicaAddress]) -> None:
         """The replicas of a pool, all of them; the same list again changes nothing.
@@ -182,6 +186,16 @@ class DataPlane:
         if budgets is None or not budgets.fit(rule.resilience):
             budgets = self._budgets[key] = RuleBudgets.of(rule.resilience)
         return budgets
+
+    def may_come(self, pools: Iterable[str]) -> bool:
+        """Whether replicas may come to one of the pools that has none.
+
+        Somebody else's endpoints do not: where they are missing, their key cannot be read.
+        """
+        entries = (self.table.pools.get(pool) for pool in pools)
+        return any(
+            entry is not None and entry.backend is not BackendType.EXTERNAL for entry in entries
+        )
 
     # Requests.
 
@@ -320,9 +334,15 @@ class DataPlane:
                 continue
             for pool in relay.pools:
                 queued[pool] = queued.get(pool, 0) + 1
+        # A rule of which nobody waits says 0, rather than nothing.
+        queue_depth = {
+            (route.policy, rule.name): 0
+            for route in self.table.routes.values()
+            for rule in route.rules
+        }
         return Readings(
             in_flight=in_flight,
-            queue_depth=self.admission.depths(),
+            queue_depth=queue_depth | self.admission.depths(),
             queued=queued,
             replicas={pool: len(addresses) for pool, addresses in self.replicas.items()},
             open_upstream_connections=self.upstreams.open_connections,

@@ -23,10 +23,10 @@ from pointsman_serving.gateway.failure import Failure
 from pointsman_serving.gateway.headers import RequestHeaders, reply_lines, routed_lines
 from pointsman_serving.gateway.hedge import Hedge
 from pointsman_serving.gateway.leg import Leg
-from pointsman_serving.gateway.limits import queue_seconds
 from pointsman_serving.gateway.openai import ApiError
 from pointsman_serving.gateway.phase import LegPhase, Phase
 from pointsman_serving.gateway.plane import DataPlane
+from pointsman_serving.gateway.progress import ProgressReply, wants_progress
 from pointsman_serving.gateway.reading import Reading
 from pointsman_serving.gateway.reply import ClientReply, send_error
 from pointsman_serving.gateway.reply_head import ReplyHead
@@ -54,13 +54,21 @@ class Relay:
         started: float,
     ) -> None:
         self.request = request
+        self.rule = rule
         self.rule_key = (policy, rule.name)
         self.phase = Phase.NEW
         self._plane = plane
         self._reply = reply
+        self._progress: ProgressReply | None = None
+        if wants_progress(headers.headers, stream=request.stream):
+            self._reply = self._progress = ProgressReply(
+                reply,
+                call_later=plane.loop.call_later,
+                standing=lambda: plane.dispatcher.standing(self),
+                lines=routed_lines(request.request_id, None),
+            )
         self._headers = headers
         self._body = body
-        self._rule = rule
         self._started = started
         latest = started + rule.resilience.request_timeout_seconds
         self._deadline = Deadline(plane.loop.call_later, plane.clock, self._late, latest=latest)
@@ -85,11 +93,11 @@ class Relay:
         """Start: behind those who wait for the same room already, else at once."""
         plane = self._plane
         plane.relays.add(self)
-        if plane.admission.depth(self.rule_key) and not plane.dispatcher.may_go_first(self):
-            self._queue(plane.clock())
-        else:
-            now = plane.clock()
+        now = plane.clock()
+        if plane.dispatcher.may_go_first(self):
             self.take(self.decide(now), now)
+        else:
+            self._queue(now)
 
     def decide(self, now: float) -> Decision:
         """Ask the scheduler what to do with it now."""
@@ -104,27 +112,45 @@ class Relay:
         """Act on a decision."""
         if decision.outcome is Outcome.CHOSEN:
             self._dispatch(decision)
-        elif decision.outcome is Outcome.WAIT or self._committed:
-            # The replicas of a stream that has begun may come back.
-            self._queue(now)
+        elif self.waits(decision):
+            self._queue(now, cold=decision.outcome is Outcome.NO_REPLICA)
         else:
             self._fail(self._attempts.error or self._plane.refusal(decision, self.request.model))
 
-    def _queue(self, now: float) -> None:
+    def waits(self, decision: Decision) -> bool:
+        """Whether a decision means that it waits: for room, or for a replica to come."""
+        if decision.outcome is Outcome.WAIT:
+            return True
+        # The replicas of a stream that has begun may come back, whatever is missing now.
+        return self._committed or (
+            decision.outcome is Outcome.NO_REPLICA
+            and self._attempts.may_wait
+            and self._plane.may_come(self.pools)
+        )
+
+    def _queue(self, now: float, *, cold: bool = False) -> None:
+        if cold:
+            # A replica that is gone comes back only when it is healthy.
+            self._attempts.excluded.clear()
         again = self._attempts.begun > 0
-        full = self._plane.dispatcher.join(self, self._rule, now=now, again=again)
-        if full is not None:
-            self._fail(full)
+        refused = self._plane.dispatcher.join(self, now=now, again=again, cold=cold)
+        if refused is not None:
+            self._fail(refused)
             return
         self.phase = Phase.QUEUED
-        self._deadline.set(queue_seconds(self._rule, again=again), now)
+        if self._progress is not None and not self._committed:
+            self._progress.start_telling()
+
+    def wait_until(self, at: float) -> None:
+        """Its time in the queue ends then; until it hears otherwise."""
+        self._deadline.set_at(at)
 
     @property
     def pools(self) -> list[str]:
         """The pools that may be chosen for it."""
         if self._continuation is not None and self._continuation.begun:
             return [self._continuation.pool]
-        return [target.pool for target in self._rule.targets]
+        return [target.pool for target in self.rule.targets]
 
     @property
     def pool(self) -> str:
@@ -138,6 +164,8 @@ class Relay:
     # Attempts.
 
     def _dispatch(self, decision: Decision) -> None:
+        if self._progress is not None:
+            self._progress.stop_telling()
         continuation = self._continuation
         resumes = continuation is not None and continuation.begun
         request = continuation.request if continuation is not None and resumes else self.request
@@ -161,7 +189,7 @@ class Relay:
             self.request,
             self._headers,
             self._body,
-            self._rule,
+            self.rule,
             external=leg.external,
             continuation=self._continuation,
         )
@@ -365,14 +393,14 @@ class Relay:
         """Something is due."""
         now = self._plane.clock()
         if self._deadline.final:
-            limit = self._rule.resilience.request_timeout_seconds
+            limit = self.rule.resilience.request_timeout_seconds
             reason = f"the request took longer than {limit:g} s"
             if self._committed:
                 self._tell(openai.stream_broken(reason, status=504))
             else:
                 self._fail(openai.upstream_timeout(reason, attempts=self._attempts.begun))
         elif self.phase is Phase.QUEUED:
-            late = self._plane.dispatcher.queue_timeout(self.rule_key, self._rule)
+            late = self._plane.dispatcher.late(self)
             self._end_in_error(self._attempts.error or late)
         elif self.phase is Phase.REPLYING and self._reply.paused:
             # The replica is not late: the client is.
@@ -406,9 +434,11 @@ class Relay:
             return
         plane = self._plane
         if self.phase is Phase.QUEUED:
-            plane.admission.leave(self.rule_key, self)
+            plane.dispatcher.leave(self)
         self.phase = Phase.ENDED
         self._deadline.cancel()
+        if self._progress is not None:
+            self._progress.stop_telling()
         plane.relays.discard(self)
         resumed = self._resumed
         for leg in self._legs:

@@ -31,6 +31,9 @@ class GatewaySettings:
     max_kept_body_bytes: int = 512 * 1024 * 1024
     """Bodies kept while their streams run, over all streams together, so that they can be
     continued on another replica; beyond it a stream that breaks ends with an error event."""
+    max_queued_requests: int = 10_000
+    """Requests that wait in the queue, over all rules together; beyond it those of the lowest
+    priority get 429. Each rule has a limit of its own besides."""
 
     request_read_seconds: float = 30.0
     """A request's head must come within this, and its body must not pause for longer; else 408
@@ -88,6 +91,7 @@ class GatewaySettings:
             "max_body_bytes",
             "max_held_body_bytes",
             "max_kept_body_bytes",
+            "max_queued_requests",
             "request_read_seconds",
             "body_read_seconds",
             "keep_alive_seconds",

@@ -115,6 +115,15 @@ class PoolState:
             for state in self.states
         )
 
+    def has_replica(self, now: float) -> bool:
+        """Whether any replica serves, however busy it is."""
+        return any(not state.draining and state.breaker.allows(now) for state in self.states)
+
+    @property
+    def capacity(self) -> int:
+        """How many requests the replicas take at once."""
+        return sum(state.most_in_flight for state in self.states)
+
     def find(self, key: ReplicaKey) -> ReplicaState | None:
         """A listed or draining replica."""
         return self.replicas.get(key) or self._draining.get(key)

@@ -301,6 +301,16 @@ class Scheduler:
         states = (self._pools.get(pool) for pool in pools)
         return any(state is not None and state.has_room(now) for state in states)
 
+    def has_replica(self, pools: Iterable[str], *, now: float) -> bool:
+        """Whether any of the pools has a replica that serves, however busy it is."""
+        states = (self._pools.get(pool) for pool in pools)
+        return any(state is not None and state.has_replica(now) for state in states)
+
+    def capacity(self, pools: Iterable[str]) -> int:
+        """How many requests all replicas of the pools take at once."""
+        states = (self._pools.get(pool) for pool in pools)
+        return sum(state.capacity for state in states if state is not None)
+
     def address(self, key: ReplicaKey) -> ReplicaAddress | None:
         """Where a replica listens; None where it is not known (any more)."""
         replica = self._find(key)

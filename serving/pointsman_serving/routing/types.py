@@ -78,6 +78,8 @@ class RouteRequest:
     conversation: str = ""
     """x-session-id, or empty: then the prompt's root stands for it."""
     tenant: str = ""
+    fairness_id: str = ""
+    """Whose share of the queue it takes; empty ids share one."""
     task: str = "Default"
     ttft_slo_seconds: float | None = None
     """The request's own objective; overrides the rule's."""

@@ -324,6 +324,25 @@ def test_full_replica_does_not_wait_for_others_load_when_only_reports_say_so() -
     assert scheduler.decide(chat("hello"), now=0.0).outcome is Outcome.CHOSEN
 
 
+def test_pool_has_a_replica_and_no_room_when_all_are_full() -> None:
+    fleet = fleet_of(pool_entry(), replicas=1)
+    scheduler = fleet.scheduler
+    assert scheduler.capacity(["dense", "unknown"]) == 9
+    for number in range(9):
+        fleet.send(chat(text(number, 100)))
+    assert (
+        scheduler.has_room(["dense"], now=fleet.now),
+        scheduler.has_replica(["dense"], now=fleet.now),
+    ) == (False, True)
+
+
+def test_pool_has_no_replica_when_its_only_one_is_ejected() -> None:
+    scheduler = scheduler_of("a")
+    scheduler.failed(A, now=0.0, hard=True)
+    assert [scheduler.has_replica(["dense"], now=now) for now in (0.5, 1.5)] == [False, True]
+    assert not scheduler.has_replica(["unknown"], now=0.0)
+
+
 # Reports
 
 

@@ -1,0 +1,131 @@
+"""Requests for pools without a replica are held until one comes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pointsman_api.route_table import BackendType, Overload
+from tests.gateway.fake_engine import Call, FakeEngine, answer, gated
+from tests.gateway.harness import (
+    address_of,
+    ask,
+    chat,
+    client_of,
+    gateway_to,
+    post,
+    table_of,
+    until,
+)
+
+
+async def test_request_is_held_when_its_pool_has_no_replica_yet(engine: FakeEngine) -> None:
+    async with gateway_to(table=table_of(slots=4)) as gateway:
+        async with client_of(gateway) as client:
+            await client.send(post(chat(stream=True)))
+            await until(lambda: len(gateway.plane.admission) == 1)
+            # No byte before the first token.
+            received = asyncio.ensure_future(client.reader.read(1))
+            await asyncio.sleep(0.3)
+            assert not received.done()
+            gateway.plane.set_replicas("p", [address_of(engine, slots=4)])
+            assert await received == b"H"
+        await until(lambda: not gateway.plane.relays)
+
+
+async def test_request_is_refused_when_no_replica_comes_in_time() -> None:
+    table = table_of(overload=Overload(max_cold_start_seconds=0.3, max_queue_seconds=0.1))
+    async with gateway_to(table=table) as gateway:
+        reply = await ask(gateway, post(chat()))
+        assert (reply.status, reply.error["code"]) == (503, "no_replica")
+        assert "p was there within 0.3 s" in str(reply.error["message"])
+        assert int(reply.headers["retry-after"]) >= 1
+        shed = {str(sample.labels["reason"]): sample.value for sample in shed_samples(gateway)}
+        assert shed["cold_start"] == 1.0
+
+
+async def test_request_waits_for_room_only_as_long_as_its_rule_says_when_a_replica_came(
+    engine: FakeEngine,
+) -> None:
+    gate = asyncio.Event()
+    engine.behaviour = gated(gate)
+    table = table_of(slots=1, overload=Overload(max_cold_start_seconds=20, max_queue_seconds=0.3))
+    async with gateway_to(table=table) as gateway:
+        asked = [asyncio.ensure_future(ask(gateway, post(chat()))) for _ in range(3)]
+        await until(lambda: len(gateway.plane.admission) == 3)
+        await asyncio.sleep(0.5)
+        gateway.plane.set_replicas("p", [address_of(engine, slots=1)])
+        done, _ = await asyncio.wait(asked, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        reply = next(iter(done)).result()
+        assert (reply.status, reply.error["code"]) == (429, "queue_timeout")
+        gate.set()
+        replies = await asyncio.gather(*asked)
+    assert sorted(reply.status for reply in replies) == [200, 200, 429]
+
+
+async def test_held_requests_go_as_slots_are_free_when_a_replica_comes(engine: FakeEngine) -> None:
+    most = 0
+
+    async def serve(call: Call) -> None:
+        nonlocal most
+        most = max(most, engine.active)
+        await asyncio.sleep(0.002)
+        await answer()(call)
+
+    engine.behaviour = serve
+    async with gateway_to(table=table_of(slots=4)) as gateway:
+        asked = [asyncio.ensure_future(ask(gateway, post(chat(text=f"{n}")))) for n in range(500)]
+        await until(lambda: len(gateway.plane.admission) == 500, seconds=20)
+        gateway.plane.set_replicas("p", [address_of(engine, slots=4)])
+        replies = await asyncio.wait_for(asyncio.gather(*asked), 60)
+    assert {reply.status for reply in replies} == {200}
+    # Four slots and the one request that waits at the replica, so that a free slot is not idle.
+    assert most <= 5
+
+
+async def test_held_requests_are_bounded_when_many_come() -> None:
+    table = table_of(overload=Overload(max_queued_requests=2, max_cold_start_seconds=0.3))
+    async with gateway_to(table=table) as gateway:
+        replies = await asyncio.gather(*(ask(gateway, post(chat())) for _ in range(5)))
+    codes = sorted(str(reply.error["code"]) for reply in replies)
+    assert codes == ["no_replica"] * 2 + ["queue_full"] * 3
+
+
+async def test_held_request_is_forgotten_when_its_client_leaves() -> None:
+    async with gateway_to() as gateway:
+        async with client_of(gateway) as client:
+            await client.send(post(chat()))
+            await until(lambda: len(gateway.plane.admission) == 1)
+        await until(lambda: len(gateway.plane.admission) == 0)
+
+
+async def test_newcomer_waits_behind_those_that_are_held_when_the_only_replica_is_ejected(
+    engine: FakeEngine,
+) -> None:
+    async with gateway_to(table=table_of(slots=1)) as gateway:
+        plane = gateway.plane
+        held = asyncio.ensure_future(ask(gateway, post(chat(text="held"))))
+        await until(lambda: len(plane.admission) == 1)
+        plane.set_replicas("p", [address_of(engine, slots=1)])
+        plane.scheduler.failed(address_of(engine).key, now=plane.clock(), hard=True)
+        # Without others it would be tried on the ejected replica, for want of a better one.
+        newcomer = asyncio.ensure_future(ask(gateway, post(chat(text="newcomer"))))
+        assert {reply.status for reply in await asyncio.gather(held, newcomer)} == {200}
+    order = [call.json["messages"][0]["content"] for call in engine.calls]  # type: ignore[index]
+    assert order == ["held", "newcomer"]
+
+
+async def test_external_pool_is_answered_at_once_when_its_key_cannot_be_read() -> None:
+    table = table_of(backend=BackendType.EXTERNAL)
+    async with gateway_to(table=table) as gateway:
+        reply = await asyncio.wait_for(ask(gateway, post(chat())), 5)
+    assert reply.status == 503
+
+
+def shed_samples(gateway: object) -> list[object]:
+    families = gateway.metrics.queue.families()  # type: ignore[attr-defined]
+    return [
+        sample
+        for family in families
+        if family.name == "pointsman_gateway_queue_shed"
+        for sample in family.samples
+    ]

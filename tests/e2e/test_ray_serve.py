@@ -77,6 +77,8 @@ async def test_every_replica_serves_on_its_own_address_when_deployed(
                 assert 5 == answer.usage.completion_tokens
             async with http.get(f"{url}/-/healthz") as health:
                 assert (200, "success") == (health.status, await health.text())
+            async with http.get(f"{url}/health") as health:
+                assert 200 == health.status
             async with http.get(f"{url}/metrics") as metrics:
                 assert "vllm:num_requests_running" in await metrics.text()
 

@@ -17,6 +17,7 @@ from pointsman_serving.gateway.server import Gateway
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.gateway.vigil import LOST
 from pointsman_serving.routing.breaker import BreakerState
+from pointsman_serving.routing.types import ReplicaAddress, ReplicaKey
 from tests.gateway.engine_process import EngineProcess, engine_process
 from tests.gateway.fake_engine import (
     DONE,
@@ -33,6 +34,7 @@ from tests.gateway.fake_engine import (
     silence,
     status,
     stream_of,
+    stream_then_reset,
     stream_then_silence,
 )
 from tests.gateway.harness import (
@@ -269,6 +271,47 @@ async def test_ejected_replica_gets_nothing_when_its_health_is_silent(
             number += 1
             assert (await ask(gateway, post(chat(text=f"back {number}")))).status == 200
         assert breakers(gateway)["a"] is BreakerState.CLOSED
+
+
+async def test_replica_is_ejected_when_all_its_streams_break_after_their_first_token(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    engine.behaviour = stream_then_reset(2)
+    async with gateway_to(engine, other) as gateway:
+        for number in range(50):
+            await ask(gateway, post(chat(text=f"{number} {'x' * 300}", stream=True)))
+            if breakers(gateway)["a"] is not BreakerState.CLOSED:
+                break
+        assert breakers(gateway) == {"a": BreakerState.OPEN, "b": BreakerState.CLOSED}
+    assert len(engine.calls) == 2
+
+
+async def test_few_are_asked_at_once_when_a_large_fleet_is_ejected(engine: FakeEngine) -> None:
+    most = 0
+    asked: set[str] = set()
+
+    async def counted(call: Call) -> None:
+        nonlocal most
+        asked.add(call.path)
+        most = max(most, engine.active)
+        await asyncio.sleep(0.5)
+
+    engine.health = counted
+    fleet = [
+        ReplicaAddress(
+            key=ReplicaKey("p", f"{number}"),
+            host="127.0.0.1",
+            port=engine.port,
+            health_path=f"/{number}/health",
+        )
+        for number in range(200)
+    ]
+    async with gateway_to(silence_seconds=0.3, probe_seconds=2.0) as gateway:
+        gateway.plane.set_replicas("p", fleet)
+        for address in fleet:
+            gateway.scheduler.failed(address.key, now=gateway.plane.clock(), hard=True)
+        await until(lambda: len(asked) == len(fleet), seconds=20.0)
+    assert 32 < most <= 128
 
 
 # Half-closed, stopped, and behind a link that drops everything.

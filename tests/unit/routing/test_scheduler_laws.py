@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -53,8 +54,16 @@ events = st.one_of(
     st.tuples(st.just("report"), st.sampled_from(KEYS), st.floats(), st.floats()),
     st.tuples(st.just("failed"), st.sampled_from(KEYS), st.booleans()),
     st.tuples(st.just("table"), st.booleans()),
+    st.tuples(st.just("instance"), st.sampled_from(KEYS), st.sampled_from(["01", "02"])),
+    st.tuples(st.just("health"), st.booleans()),
 )
 histories = st.lists(st.tuples(st.floats(0.0, 2.0), events), max_size=60)
+
+
+def listing(pool: str, *names: str) -> list[ReplicaAddress]:
+    """The replicas of ``p`` can be asked for their health, those of ``q`` cannot."""
+    path = "/health" if pool == "p" else ""
+    return [dataclasses.replace(each, health_path=path) for each in addresses(pool, *names)]
 
 
 @dataclass
@@ -86,7 +95,7 @@ class Run:
                 self.scheduler.tokens(ticket, 3, now=self.now)
                 self.scheduler.finish(ticket, now=self.now, ok=True, usage=Usage(prompt_tokens=9))
             case ("replicas", pool, names):
-                self.scheduler.set_replicas(pool, addresses(pool, *sorted(names)), now=self.now)
+                self.scheduler.set_replicas(pool, listing(pool, *sorted(names)), now=self.now)
             case ("report", key, load, usage):
                 report = LoadReport(
                     waiting_requests=load, running_requests=load, kv_cache_usage=usage
@@ -94,6 +103,11 @@ class Run:
                 self.scheduler.report(key, report, now=self.now)
             case ("failed", key, hard):
                 self.scheduler.failed(key, now=self.now, hard=hard)
+            case ("instance", key, value):
+                self.scheduler.instance(key, value, now=self.now)
+            case ("health", answered):
+                for address in self.scheduler.wanting_health(self.now):
+                    self.scheduler.health(address, now=self.now, answered=answered)
             case ("table", whole):
                 self.scheduler.set_table(TABLE if whole else table_of(pool_entry("p")))
 
@@ -109,9 +123,9 @@ class Run:
 
 
 def run(history: list, *, seed: int = 0, backwards: bool = False) -> Run:  # type: ignore[type-arg]
-    scheduler = Scheduler(TABLE, seed=seed)
+    scheduler = Scheduler(TABLE, seed=seed, asks_health=True)
     for pool in POOLS:
-        listed: list[ReplicaAddress] = addresses(pool, "a", "b", "c")
+        listed = listing(pool, "a", "b", "c")
         scheduler.set_replicas(pool, listed[::-1] if backwards else listed, now=0.0)
     result = Run(scheduler)
     for number, (passed, event) in enumerate(history):
@@ -208,6 +222,7 @@ def check_bounds(snapshot: SchedulerSnapshot) -> None:
     for pool in snapshot.pools:
         for replica in pool.replicas:
             assert 0 <= replica.in_flight <= replica.slots + 1
+            assert 1 <= replica.most_in_flight <= replica.slots + 1
             assert 0 <= replica.decoding <= replica.in_flight
             assert replica.pending_prefill_tokens >= 0.0
             assert 0.0 <= replica.cache_confidence <= 1.0

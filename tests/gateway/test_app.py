@@ -69,12 +69,20 @@ async def test_explain_says_what_is_wrong_when_the_body_is(
 
 
 async def test_ready_follows_the_replicas_when_they_come_and_go(engine: FakeEngine) -> None:
-    async with gateway_to() as gateway:
+    gateway = Gateway(settings=GatewaySettings(port=0, drain_seconds=1.0), table=table_of())
+    async with gateway.running():
         before = await get(gateway, "/readyz")
+        gateway.plane.set_replicas("p", [])
+        cold = await get(gateway, "/readyz")
         gateway.plane.set_replicas("p", [address_of(engine)])
         after = await get(gateway, "/readyz")
         assert (await get(gateway, "/healthz")).status == 200
-    assert (before.status, before.json["reason"]) == (503, "no pool has a replica yet")
+    assert (before.status, before.json["reason"]) == (
+        503,
+        "nobody has told yet which replicas there are",
+    )
+    # Who asks then is what wakes a pool at zero.
+    assert (cold.status, cold.json["models"]) == (200, {"m": False})
     assert after.status == 200
     assert after.json["pools"] == {"p": {"replicas": 1}}
     assert after.json["models"] == {"m": True}

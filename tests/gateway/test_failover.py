@@ -121,7 +121,8 @@ async def test_failover_is_invisible_when_a_replica_is_killed(
 async def test_failover_is_invisible_when_killed_with_requests_waiting_for_tokens(
     engine: FakeEngine, other: FakeEngine
 ) -> None:
-    async with gateway_to(engine, other) as gateway:
+    table = table_of(overload=Overload(max_cold_start_seconds=0.3))
+    async with gateway_to(engine, other, table=table) as gateway:
         engine.behaviour = other.behaviour = silence()
         asked = [
             asyncio.ensure_future(ask(gateway, post(chat(text=str(n), stream=n % 2 == 0))))
@@ -278,7 +279,8 @@ async def test_failover_ends_with_503_when_no_replica_comes() -> None:
 
 
 async def test_failover_ends_with_503_when_nothing_listens(engine: FakeEngine) -> None:
-    async with gateway_to(engine) as gateway:
+    table = table_of(overload=Overload(max_cold_start_seconds=0.3))
+    async with gateway_to(engine, table=table) as gateway:
         await engine.stop()
         reply = await ask(gateway, post(chat()))
     assert reply.status == 503

@@ -34,7 +34,10 @@ class Slow:
 
 async def test_second_replica_answers_when_the_first_is_late() -> None:
     slow = Slow(3.0)
-    async with FakeEngine("a", slow).running() as a, FakeEngine("b", slow).running() as b:
+    async with (
+        FakeEngine("a", behaviour=slow).running() as a,
+        FakeEngine("b", behaviour=slow).running() as b,
+    ):
         async with gateway_to(a, b, table=hedged()) as gateway:
             reply = await ask(gateway, STREAM)
             assert (200, 2) == (reply.status, len(a.calls) + len(b.calls))
@@ -48,7 +51,10 @@ async def test_second_replica_answers_when_the_first_is_late() -> None:
 
 
 async def test_nothing_is_sent_twice_when_the_first_token_comes_in_time() -> None:
-    async with FakeEngine("a", answer()).running() as a, FakeEngine("b", answer()).running() as b:
+    async with (
+        FakeEngine("a", behaviour=answer()).running() as a,
+        FakeEngine("b", behaviour=answer()).running() as b,
+    ):
         async with gateway_to(a, b, table=hedged()) as gateway:
             for _ in range(5):
                 assert 200 == (await ask(gateway, STREAM)).status
@@ -64,7 +70,10 @@ async def test_first_replica_wins_when_it_is_sooner_than_the_second() -> None:
         started.append(call.engine.name)
         await stream_of(["x"], first_delay=0.6 if len(started) == 1 else 3.0)(call)
 
-    async with FakeEngine("a", behave).running() as a, FakeEngine("b", behave).running() as b:
+    async with (
+        FakeEngine("a", behaviour=behave).running() as a,
+        FakeEngine("b", behaviour=behave).running() as b,
+    ):
         async with gateway_to(a, b, table=hedged()) as gateway:
             reply = await ask(gateway, STREAM)
             assert {"sent": 1} == gateway.metrics.hedges
@@ -83,8 +92,8 @@ async def test_request_is_answered_when_one_of_the_two_fails() -> None:
             await stream_of(["x"], first_delay=1.0)(call)
 
     async with (
-        FakeEngine("a", behave).running() as a,
-        FakeEngine("b", behave).running() as b,
+        FakeEngine("a", behaviour=behave).running() as a,
+        FakeEngine("b", behaviour=behave).running() as b,
         gateway_to(a, b, table=hedged()) as gateway,
     ):
         reply = await ask(gateway, STREAM)
@@ -97,7 +106,10 @@ async def test_nothing_is_sent_twice_when_the_budget_is_spent() -> None:
         await stream_of(["x"], first_delay=4.0)(call)
 
     long = post(chat(text="word " * 20_000, stream=True))
-    async with FakeEngine("a", late).running() as a, FakeEngine("b", late).running() as b:
+    async with (
+        FakeEngine("a", behaviour=late).running() as a,
+        FakeEngine("b", behaviour=late).running() as b,
+    ):
         async with gateway_to(a, b, table=hedged(percent=1.0)) as gateway:
             assert 200 == (await ask(gateway, long)).status
             assert {"no_budget": 1} == gateway.metrics.hedges
@@ -108,7 +120,7 @@ async def test_nothing_is_sent_twice_when_no_other_replica_has_room() -> None:
     async def late(call: Call) -> None:
         await stream_of(["x"], first_delay=0.5)(call)
 
-    async with FakeEngine("a", late).running() as a:
+    async with FakeEngine("a", behaviour=late).running() as a:
         async with gateway_to(a, table=hedged()) as gateway:
             assert 200 == (await ask(gateway, STREAM)).status
             assert {"no_room": 1} == gateway.metrics.hedges
@@ -126,8 +138,8 @@ async def test_both_replicas_stop_when_the_client_leaves(leaves_after: float) ->
         task.cancel()
 
     async with (
-        FakeEngine("a", silent).running() as a,
-        FakeEngine("b", silent).running() as b,
+        FakeEngine("a", behaviour=silent).running() as a,
+        FakeEngine("b", behaviour=silent).running() as b,
         gateway_to(a, b, table=hedged(ttft=0.2)) as gateway,
     ):
         await leave(gateway)

@@ -76,7 +76,7 @@ def create_app(plane: DataPlane) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        """200 once at least one model name would be served; the body tells of each pool."""
+        """200 once requests are served or held for a replica; the body tells of each pool."""
         return _ready(plane)
 
     if plane.settings.status:
@@ -102,16 +102,17 @@ def _model(name: str, created: int) -> dict[str, object]:
 
 
 def _ready(plane: DataPlane) -> Response:
-    # One name that answers is worth traffic: a pool that is down must not take the others'
-    # endpoint away. Which names answer and which pools are empty is in the body.
+    # A pool without replicas takes no traffic away: its requests are held here until it has one.
+    # Which names answer and which pools are empty is in the body.
     serving = plane.serving_routes()
-    ready = bool(serving) and not plane.ending
+    ready = bool(serving or (plane.table.routes and plane.heard)) and not plane.ending
     if plane.ending:
         reason = "the gateway is ending"
     elif serving:
         reason = "ready"
     elif plane.table.routes:
-        reason = "no pool has a replica yet"
+        held = "no pool has a replica: requests are held until one has"
+        reason = held if plane.heard else "nobody has told yet which replicas there are"
     else:
         reason = "the route table has no routes: create a ModelPool"
     content = {

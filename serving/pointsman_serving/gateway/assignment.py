@@ -72,6 +72,10 @@ class Assignment:
         if report is not None:
             self._scheduler.report(self.key, report, now=self._clock())
 
+    def instance(self, value: str) -> None:
+        """Note which life of the replica answers; what the one before knew is forgotten."""
+        self._scheduler.instance(self.key, value, now=self._clock())
+
     def eject(self, *, hard: bool = False) -> None:
         """Note that the replica failed; ``hard``: it is not there at all."""
         self._scheduler.failed(self.key, now=self._clock(), hard=hard)

@@ -185,6 +185,8 @@ class Leg:
         head = self.reply = ReplyHead(status, headers)
         if head.load_report is not None:
             self.assignment.report(head.load_report)
+        if head.instance:
+            self.assignment.instance(head.instance)
         failure = self._judge.of_head(head)
         if failure is not None:
             self._fail(failure)

@@ -87,6 +87,8 @@ class DataPlane:
         self.started_at = clock()
         self.ending = False
         """A stop has begun: readiness is over, and replies ask clients to close."""
+        self.heard = False
+        """Whether anybody has told which replicas there are, were it none."""
         self.admission: WaitQueue[Routed] = WaitQueue(limit=settings.max_queued_requests)
         self.dispatcher = Dispatcher(
             self.admission,
@@ -153,6 +155,7 @@ class DataPlane:
         """
         entry = self.table.pools.get(pool)
         if entry is not None and entry.backend is not BackendType.EXTERNAL:
+            self.heard = True
             self._publish(pool, addresses)
 
     def _publish(self, pool: str, addresses: Sequence[ReplicaAddress]) -> None:

@@ -34,7 +34,7 @@ class ReplyHead:
         self.retry_after_seconds: int | None = None
         self.revision = ""
         """Which model, arguments and engine made it; empty where the replica does not say."""
-        self.instance = b""
+        self.instance = ""
         """Which start of the replica made it; empty where it does not say."""
         content_type = encoding = b""
         for name, value in headers:
@@ -47,7 +47,7 @@ class ReplyHead:
             elif name == b"x-pointsman-revision":
                 self.revision = value.decode("latin-1")
             elif name == b"x-pointsman-instance":
-                self.instance = value
+                self.instance = value.decode("latin-1")
             elif name == b"retry-after" and value.isdigit() and len(value) < 6:
                 self.retry_after_seconds = int(value)
         # What is compressed cannot be cut at its events.

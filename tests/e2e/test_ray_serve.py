@@ -20,6 +20,7 @@ import pytest
 from pointsman_serving.cluster.guard import descendants
 from pointsman_serving.cluster.serve_api import ServeApi, ServeApiError
 from pointsman_serving.cluster.status import PoolState
+from pointsman_serving.engines.application import serve_application
 
 from .conftest import (
     SOURCES,
@@ -98,6 +99,37 @@ async def test_load_is_in_the_answers_header_when_asked_for(
         form, _, report = answer.headers["endpoint-load-metrics"].partition(" ")
         assert "JSON" == form
         assert json.loads(report)["named_metrics"].keys() >= {"num_requests_waiting"}
+
+
+async def test_replicas_share_a_revision_and_differ_in_instance_when_deployed(
+    cluster: Cluster, http: aiohttp.ClientSession
+) -> None:
+    pool = ray_serve_pool("named", "Simulated", replicas=2)
+    deployed = serve_application(pool)["args"]
+    assert isinstance(deployed, dict)
+    async with cluster.pool(pool) as status:
+        urls = [url_of(status, replica) for replica in status.replicas]
+        named = []
+        for url in urls:
+            for path in ("/v1/models", "/-/healthz", "/nowhere"):
+                async with http.get(f"{url}{path}") as answer:
+                    named.append(
+                        (
+                            answer.headers["x-pointsman-revision"],
+                            answer.headers["x-pointsman-instance"],
+                        )
+                    )
+        assert {deployed["revision"]} == {revision for revision, _ in named}
+        assert 2 == len({instance for _, instance in named})
+        async with http.post(
+            f"{urls[0]}/v1/chat/completions",
+            json=chat(2, model="named"),
+            headers={"x-pointsman-revision": "another"},
+        ) as answer:
+            assert (409, "revision_mismatch") == (
+                answer.status,
+                (await answer.json())["error"]["code"],
+            )
 
 
 @pytest.mark.pain_11

@@ -134,7 +134,8 @@ async def test_queue_holds_longer_when_the_last_replica_leaves(
 
 
 async def test_queue_frees_its_slot_when_a_running_client_leaves(engine: FakeEngine) -> None:
-    async with gateway_to(engine, slots=1) as gateway:
+    table = table_of(slots=1, overload=Overload(max_cold_start_seconds=0.3))
+    async with gateway_to(engine, slots=1, table=table) as gateway:
         engine.behaviour = silence()
         async with client_of(gateway) as client:
             await client.send(post(chat(stream=True)))

@@ -55,6 +55,10 @@ class Generation:
             "completion_tokens": generated,
         }
 
+    def _cached(self, cached_tokens: int) -> int:
+        # The tokens already sent are prompt to the engine alone.
+        return min(cached_tokens, len(self.prompt))
+
     def _head(self, object_name: str) -> dict[str, object]:
         return reply_head(
             object_name,
@@ -70,7 +74,7 @@ class Generation:
         prompt_ids = list(self.prompt) if self.return_token_ids else None
         usage = self.usage(len(self.output)) | {
             "prompt_tokens_details": {
-                "cached_tokens": min(cached_tokens, len(self.prompt)),
+                "cached_tokens": self._cached(cached_tokens),
                 "created_cache_tokens": None,
                 "multimodal_tokens": None,
             },
@@ -172,8 +176,7 @@ class Generation:
         if not self.include_usage:
             return DONE
         usage = self.usage(len(self.output))
-        cached_tokens = min(cached_tokens, len(self.prompt))
-        usage["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+        usage["prompt_tokens_details"] = {"cached_tokens": self._cached(cached_tokens)}
         chunk = {
             **self._head(self.endpoint.chunk_object),
             "choices": [],

@@ -85,6 +85,7 @@ async def cut_fleet(
     *cuts: int,
     how: Cut = Cut.RESET,
     resilience: Resilience = QUICK,
+    slots: int = 64,
     revisions: Sequence[str] = "aa",
     **settings: object,
 ) -> AsyncIterator[tuple[Gateway, list[CuttingProxy]]]:
@@ -102,12 +103,12 @@ async def cut_fleet(
             )
             proxy = CuttingProxy(address, cuts=left, how=how)
             proxies.append(await stack.enter_async_context(proxy.running()))
-        table = table_of(engine="Simulated", resilience=resilience)
+        table = table_of(engine="Simulated", resilience=resilience, slots=slots)
         gateway = Gateway(
             settings=GatewaySettings(port=0, drain_seconds=1.0, **settings),  # type: ignore[arg-type]
             table=table,
         )
-        lists = {"p": [proxy.address for proxy in proxies]}
+        lists = {"p": [replace(proxy.address, sequence_slots=slots) for proxy in proxies]}
         await stack.enter_async_context(gateway.running([FixedSource(lists)]))
         await until(lambda: len(gateway.plane.replicas["p"]) == len(proxies))
         plane = gateway.plane
@@ -254,18 +255,39 @@ async def test_stream_ends_with_the_error_event_when_the_rule_does_not_continue(
 
 
 async def test_stream_ends_with_the_error_event_when_the_other_revision_differs() -> None:
-    async with cut_fleet(5, revisions="ab") as (gateway, _):
+    # Its own replica dies of it again each time.
+    async with cut_fleet(5, *[1] * 9, revisions="ab") as (gateway, _):
         found = read(await ask(gateway, post(BODY)))
     assert ["stream_broken"] == [error["code"] for error in found.errors]
     assert 1 == found.done
 
 
-async def test_stream_goes_on_at_its_own_revision_when_another_one_is_there() -> None:
+async def test_stream_goes_on_at_its_own_revision_when_others_are_there() -> None:
     expected = await unbroken()
-    patient = replace(QUICK, attempts=4)
-    async with cut_fleet(5, revisions="abab", resilience=patient) as (gateway, _):
+    # Asking the wrong ones is no attempt.
+    async with cut_fleet(5, revisions="abbbba") as (gateway, _):
         found = read(await ask(gateway, post(BODY)))
     assert_same(expected, found)
+
+
+async def test_stream_goes_on_when_the_others_were_full_as_it_broke() -> None:
+    bodies = [{**BODY, "messages": [{"role": "user", "content": f"story {n}"}]} for n in range(12)]
+    expected = [await unbroken(body) for body in bodies]
+    async with cut_fleet(*[9] * 4, slots=1) as (gateway, _):
+        waited: set[int] = set()
+
+        async def watch() -> None:
+            while True:
+                waited.add(len(gateway.plane.admission))
+                await asyncio.sleep(0.001)
+
+        watching = asyncio.ensure_future(watch())
+        found = await asyncio.gather(*(ask(gateway, post(body)) for body in bodies))
+        watching.cancel()
+        for stream, reply in zip(expected, found, strict=True):
+            assert_same(stream, read(reply))
+        assert 4 == sum(gateway.metrics.continuations.values())
+    assert max(waited) >= 8
 
 
 async def test_stream_ends_when_every_replica_dies_of_it() -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman_serving.gateway.said import Said, SeamError, payload
+from pointsman_serving.gateway.chunk import payload
+from pointsman_serving.gateway.said import Said, SeamError
 
 
 def event(

@@ -17,7 +17,7 @@ from pointsman_serving.routing.types import Decision, ReplicaKey, RouteRequest
 log = structlog.get_logger(__name__)
 
 _MOST_UNREACHED = 8
-"""Replicas that could not be connected to and do not count as attempts."""
+"""Replicas that were not there, or of another revision, and do not count as attempts."""
 
 
 class Attempts:
@@ -108,8 +108,7 @@ class Attempts:
         )
         self._failure_label = failure.label
         self._gone = failure.gone
-        if failure.unconnected and self._unreached < _MOST_UNREACHED:
-            # The request was sent to nobody: that is no attempt at answering it.
+        if failure.untried and self._unreached < _MOST_UNREACHED:
             self._unreached += 1
             self._tried -= 1
         self.error = failure.error or self.unanswered(failure.reason)

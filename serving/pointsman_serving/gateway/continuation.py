@@ -15,7 +15,6 @@ from pointsman_serving.engines.continuation import refusal
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.leg import Leg
 from pointsman_serving.gateway.plane import DataPlane
-from pointsman_serving.gateway.reply_head import ReplyHead
 from pointsman_serving.gateway.said import Said
 from pointsman_serving.routing.types import Api, RouteRequest
 
@@ -81,6 +80,9 @@ class Continuation:
 
     def said_for(self, pool: str) -> Said | None:
         """What notes a stream of a pool's replica; None where that cannot be continued."""
+        if self.begun:
+            # What comes is a repetition from the beginning, whatever others have repeated.
+            self._said.resume()
         return self._said if self.asks_token_ids(pool) else None
 
     @property
@@ -102,11 +104,13 @@ class Continuation:
         """The end of a stream that is finished; see :meth:`Said.closing`."""
         return self._said.closing(usage=usage)
 
-    def keep(self, leg: Leg, head: ReplyHead) -> bool:
+    def keep(self, leg: Leg) -> bool:
         """Keep what a continuation needs, from the first byte on; False where there is no way."""
         size = len(self._body.raw)
+        head = leg.reply
         if (
-            not head.streams
+            head is None
+            or not head.streams
             or not head.revision
             or not self.asks_token_ids(leg.key.pool)
             or not self._plane.kept_bodies.take(size)
@@ -130,7 +134,6 @@ class Continuation:
     def begin(self, now: float) -> None:
         """Its replica has failed: another one is to go on."""
         self.begun = True
-        self._said.resume()
         original = self._original
         count = len(self._said.tokens)
         limit = original.max_output_tokens

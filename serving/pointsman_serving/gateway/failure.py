@@ -40,6 +40,16 @@ class Failure:
         """Whether the request was sent to nobody."""
         return self.label == CONNECT
 
+    @property
+    def untried(self) -> bool:
+        """Whether the replica did nothing about the request: that is no attempt at it."""
+        return self.label in (CONNECT, REVISION)
+
+    def in_stream(self, why: str) -> ApiError:
+        """What the client gets if a stream ends by it; ``why``: it cannot be continued."""
+        reason = f"{self.reason}; it cannot be continued: {why}" if why else self.reason
+        return openai.stream_broken(reason, status=502 if self.error is None else self.error.status)
+
 
 def no_connection(reason: str) -> Failure:
     """The replica could not be connected to."""
@@ -90,7 +100,7 @@ class Judge:
             # It was right for the first replica: what this one does not like is the going on.
             label = REVISION if head.status == 409 else f"status_{head.status}"
             reason = f"the replica would not go on with the stream ({head.status})"
-            return Failure(label=label, reason=reason, eject=False)
+            return Failure(label=label, reason=reason, eject=False, gone=label == REVISION)
         return refused
 
     def of_stream(self, error: StreamError) -> Failure | None:

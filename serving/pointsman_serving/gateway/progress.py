@@ -6,11 +6,13 @@ later that is no stream, such as an error of the gateway's or of a replica's, be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pointsman_serving.gateway.deadline import CallLater, Timer
 from pointsman_serving.gateway.dispatcher import Standing
+from pointsman_serving.gateway.headers import routed_lines
 from pointsman_serving.gateway.reply import ClientReply
+from pointsman_serving.routing.types import RouteRequest
 
 PROGRESS_HEADER = "x-pointsman-progress"
 
@@ -20,7 +22,7 @@ _NEXT_SECONDS = 2.0
 _DONE = b"data: [DONE]\n\n"
 
 
-def wants_progress(headers: dict[str, str], *, stream: bool) -> bool:
+def wants_progress(headers: Mapping[str, str], *, stream: bool) -> bool:
     """Whether a client asked to hear of its waiting; only a stream can tell it."""
     return stream and headers.get(PROGRESS_HEADER, "").strip().lower() == "true"
 
@@ -130,3 +132,17 @@ class ProgressReply:
         """Cut the connection, so that the client sees that the reply is not whole."""
         self.stop_telling()
         self._reply.abort()
+
+
+def progress_of(
+    reply: ClientReply,
+    request: RouteRequest,
+    *,
+    call_later: CallLater,
+    standing: Callable[[], Standing | None],
+) -> ProgressReply | None:
+    """The reply to a client that asked to hear of its waiting; None where it did not."""
+    if not wants_progress(request.headers, stream=request.stream):
+        return None
+    lines = routed_lines(request.request_id, None)
+    return ProgressReply(reply, call_later=call_later, standing=standing, lines=lines)

@@ -9,30 +9,27 @@ a stream goes on where it broke (``continuation.Continuation``).
 
 from __future__ import annotations
 
-import math
-
-import structlog
-
 from pointsman_api.route_table import Rule
 from pointsman_serving.gateway import openai
+from pointsman_serving.gateway.account import Account
+from pointsman_serving.gateway.answer import Answer
 from pointsman_serving.gateway.attempts import Attempts
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.continuation import Continuation
 from pointsman_serving.gateway.deadline import Deadline
 from pointsman_serving.gateway.failure import Failure
-from pointsman_serving.gateway.headers import RequestHeaders, reply_lines, routed_lines
+from pointsman_serving.gateway.headers import RequestHeaders
 from pointsman_serving.gateway.hedge import Hedge
 from pointsman_serving.gateway.leg import Leg
+from pointsman_serving.gateway.legs import Legs
 from pointsman_serving.gateway.openai import ApiError
 from pointsman_serving.gateway.phase import LegPhase, Phase
 from pointsman_serving.gateway.plane import DataPlane
-from pointsman_serving.gateway.progress import ProgressReply, wants_progress
+from pointsman_serving.gateway.progress import progress_of
 from pointsman_serving.gateway.reading import Reading
-from pointsman_serving.gateway.reply import ClientReply, send_error
+from pointsman_serving.gateway.reply import ClientReply
 from pointsman_serving.gateway.reply_head import ReplyHead
-from pointsman_serving.routing.types import Decision, Outcome, ReplicaKey, RouteRequest, Usage
-
-log = structlog.get_logger(__name__)
+from pointsman_serving.routing.types import Decision, Outcome, RouteRequest, Usage
 
 CLIENT_CLOSED = 499
 """The code under which requests are counted whose client left first."""
@@ -58,34 +55,27 @@ class Relay:
         self.rule_key = (policy, rule.name)
         self.phase = Phase.NEW
         self._plane = plane
-        self._reply = reply
-        self._progress: ProgressReply | None = None
-        if wants_progress(headers.headers, stream=request.stream):
-            self._reply = self._progress = ProgressReply(
-                reply,
-                call_later=plane.loop.call_later,
-                standing=lambda: plane.dispatcher.standing(self),
-                lines=routed_lines(request.request_id, None),
-            )
+        progress = progress_of(
+            reply,
+            request,
+            call_later=plane.loop.call_later,
+            standing=lambda: plane.dispatcher.standing(self),
+        )
+        self._answer = Answer(reply, request.request_id, progress=progress)
         self._headers = headers
         self._body = body
-        self._started = started
+        self._account = Account(plane, request, started)
         latest = started + rule.resilience.request_timeout_seconds
         self._deadline = Deadline(plane.loop.call_later, plane.clock, self._late, latest=latest)
         budgets = plane.budgets_of(self.rule_key, rule)
         budgets.retries.deposit(1.0)
         budgets.hedges.deposit(request.prompt.estimated_tokens)
         self._attempts = Attempts(plane, rule, budgets.retries)
-        self._legs: list[Leg] = []
-        """The attempts under way."""
+        self._legs = Legs()
         self._leg: Leg | None = None
         """The one whose answer the client gets; before that, the latest."""
-        self._committed = False
         self._continuation = Continuation.of(plane, rule, request, body)
         self._hedge = Hedge.of(plane, rule, budgets.hedges, request)
-        self._first_event_at: float | None = None
-        self._events_before = 0
-        """Data events of the replicas before the one that replies now."""
 
     # Choosing and waiting.
 
@@ -119,10 +109,10 @@ class Relay:
 
     def waits(self, decision: Decision) -> bool:
         """Whether a decision means that it waits: for room, or for a replica to come."""
-        if decision.outcome is Outcome.WAIT:
-            return True
+        if decision.outcome in (Outcome.CHOSEN, Outcome.WAIT):
+            return decision.outcome is Outcome.WAIT
         # The replicas of a stream that has begun may come back, whatever is missing now.
-        return self._committed or (
+        return self._answer.committed or (
             decision.outcome is Outcome.NO_REPLICA
             and self._attempts.may_wait
             and self._plane.may_come(self.pools)
@@ -138,8 +128,7 @@ class Relay:
             self._fail(refused)
             return
         self.phase = Phase.QUEUED
-        if self._progress is not None and not self._committed:
-            self._progress.start_telling()
+        self._answer.waits()
 
     def wait_until(self, at: float) -> None:
         """Its time in the queue ends then; until it hears otherwise."""
@@ -157,15 +146,10 @@ class Relay:
         """The pool that it was sent to last; empty before that."""
         return "" if self._leg is None else self._leg.key.pool
 
-    @property
-    def _key(self) -> ReplicaKey | None:
-        return None if self._leg is None else self._leg.key
-
     # Attempts.
 
     def _dispatch(self, decision: Decision) -> None:
-        if self._progress is not None:
-            self._progress.stop_telling()
+        self._answer.waits_no_more()
         continuation = self._continuation
         resumes = continuation is not None and continuation.begun
         request = continuation.request if continuation is not None and resumes else self.request
@@ -175,7 +159,7 @@ class Relay:
             return
         self.phase = Phase.SENT
         self._leg = leg
-        self._legs.append(leg)
+        self._legs.add(leg)
         if self._hedge is not None and not resumes:
             self._hedge.sent(leg)
         leg.start()
@@ -210,12 +194,12 @@ class Relay:
         error = self._attempts.failed(leg, failure, request_id=self.request.request_id)
         if self._legs:
             # The other attempt goes on.
-            self._leg = self._legs[0]
+            self._leg = self._legs.first
             self._arm()
-        elif self._attempts.may_go_on(failure, resumes=self._committed):
+        elif self._attempts.may_go_on(failure, resumes=self._answer.committed):
             now = self._plane.clock()
             self.take(self.decide(now), now)
-        elif self._committed:
+        elif self._answer.committed:
             self._break(failure, why="it broke again without having got on")
         else:
             self._fail(error)
@@ -229,46 +213,35 @@ class Relay:
         if self.phase is not Phase.REPLYING:
             self._lead(leg)
         self._deadline.set_at(leg.late_at)
-        if self._committed:
-            self._reply.send(data)
-            if last:
-                self._reply.end()
-            return
-        self._commit(leg, data, last=last)
+        if self._answer.committed:
+            self._answer.go_on(data, last=last)
+        else:
+            self._commit(leg, data, last=last)
 
     def _lead(self, leg: Leg) -> None:
         """From here on the client gets this one's answer."""
         self.phase = Phase.REPLYING
         self._leg = leg
-        for other in [other for other in self._legs if other is not leg]:
-            self._legs.remove(other)
-            other.end()
-            other.finish(ok=False)
+        if self._legs.leave_others(leg):
             self._plane.dispatcher.wake_soon()
         if self._hedge is not None:
             self._hedge.decided(leg)
-        if self._committed and self._reply.paused:
+        if self._answer.committed and self._answer.paused:
             leg.pause()
 
     def _commit(self, leg: Leg, data: bytes, *, last: bool) -> None:
-        head, reading = leg.reply, leg.reading
-        if head is None or reading is None:
-            raise RuntimeError("an attempt brought data before its head")
-        self._committed = True
-        self._first_event_at = leg.assignment.first_event_at
-        if self._continuation is None or last or not self._continuation.keep(leg, head):
+        self._account.committed(leg)
+        if self._continuation is None or last or not self._continuation.keep(leg):
             self._continuation = None
             self._body.release()
-        lines = reply_lines(head.headers, external=leg.external)
-        lines += routed_lines(self.request.request_id, leg.key)
-        self._reply.start(head.status, lines, length=reading.length, body=data, last=last)
-        if self._reply.paused:
+        self._answer.begin(leg, data, last=last)
+        if self._answer.paused:
             self.client_paused()
 
     def leg_ended(self, leg: Leg) -> None:
         """All that the replica had to say is passed on."""
-        head, reading = leg.reply, leg.reading
-        status = 200 if head is None or self._resumed else head.status
+        reading = leg.reading
+        status = 200 if leg.reply is None or self._resumed else leg.reply.status
         if reading is not None and reading.error is not None:
             self._end(reading.error.status, ok=False)
         else:
@@ -282,7 +255,7 @@ class Relay:
     def leg_broke(self, leg: Leg, failure: Failure) -> None:
         """A committed reply broke: another replica goes on, or the client is told."""
         self._legs.remove(leg)
-        self._events_before += leg.events
+        self._account.broke(leg)
         continuation = self._continuation
         if continuation is None:
             if failure.eject and not leg.error_told:
@@ -295,8 +268,7 @@ class Relay:
         self._attempts.failed(leg, failure, request_id=self.request.request_id)
         if continuation.finished:
             # Only the end of the stream is missing.
-            self._reply.send(continuation.closing(usage=self._body.asks_usage))
-            self._reply.end()
+            self._answer.go_on(continuation.closing(usage=self._body.asks_usage), last=True)
             self._end(200, ok=True)
         elif continuation.flaw:
             self._break(failure, why=continuation.flaw)
@@ -311,36 +283,23 @@ class Relay:
     # A reply that cannot be whole.
 
     def _end_in_error(self, error: ApiError) -> None:
-        if self._committed:
+        if self._answer.committed:
             self._tell(openai.stream_broken(error.message, status=error.status))
         else:
             self._fail(error)
 
     def _break(self, failure: Failure, *, why: str = "") -> None:
-        reason = f"{failure.reason}; it cannot be continued: {why}" if why else failure.reason
-        status = 502 if failure.error is None else failure.error.status
-        self._tell(openai.stream_broken(reason, status=status))
+        self._tell(failure.in_stream(why))
 
     def _tell(self, error: ApiError) -> None:
         """End a committed reply so that the client sees that it is not whole."""
         reading = None if self._leg is None else self._leg.reading
         if reading is not None and reading.ended:
             # Only the connection's end is missing.
-            self._reply.end()
+            self._answer.go_on(b"", last=True)
             self._end(200, ok=True, usage=reading.usage())
             return
-        ending = error.event() if self._resumed or reading is None else reading.ending(error)
-        if ending is None:
-            self._reply.abort()
-        else:
-            self._reply.send(ending)
-            self._reply.end()
-        log.warning(
-            "reply broke",
-            request_id=self.request.request_id,
-            replica=self._key,
-            reason=error.message,
-        )
+        self._answer.break_off(error, self._leg, resumed=self._resumed)
         self._plane.metrics.broke()
         self._end(error.status, ok=False)
 
@@ -348,17 +307,17 @@ class Relay:
         """Answer with an error object; nothing is committed yet."""
         if self.phase is Phase.ENDED:
             return
-        if self._committed:
+        if self._answer.committed:
             self._end_in_error(error)
             return
-        send_error(self._reply, error, routed_lines(self.request.request_id, self._key))
+        self._answer.refuse(error, None if self._leg is None else self._leg.key)
         self._end(error.status, ok=False)
 
     # The client.
 
     def client_paused(self) -> None:
         """The client reads slowly: stop reading from the replica."""
-        if self._committed and self._leg is not None:
+        if self._answer.committed and self._leg is not None:
             self._leg.pause()
 
     def client_resumed(self) -> None:
@@ -375,7 +334,7 @@ class Relay:
 
     def stop(self, error: ApiError) -> None:
         """The gateway ends, or failed on this request: end it with ``error``."""
-        if self._committed:
+        if self._answer.committed:
             self._tell(error)
         else:
             self._fail(error)
@@ -384,7 +343,7 @@ class Relay:
 
     def _arm(self) -> None:
         """Set the timer to what is due next."""
-        due = min((leg.late_at for leg in self._legs), default=math.inf)
+        due = self._legs.late_at
         if self._hedge is not None and self.phase is Phase.SENT:
             due = min(due, self._hedge.due_at)
         self._deadline.set_at(due)
@@ -395,14 +354,14 @@ class Relay:
         if self._deadline.final:
             limit = self.rule.resilience.request_timeout_seconds
             reason = f"the request took longer than {limit:g} s"
-            if self._committed:
+            if self._answer.committed:
                 self._tell(openai.stream_broken(reason, status=504))
             else:
                 self._fail(openai.upstream_timeout(reason, attempts=self._attempts.begun))
         elif self.phase is Phase.QUEUED:
             late = self._plane.dispatcher.late(self)
             self._end_in_error(self._attempts.error or late)
-        elif self.phase is Phase.REPLYING and self._reply.paused:
+        elif self.phase is Phase.REPLYING and self._answer.paused:
             # The replica is not late: the client is.
             if self._leg is not None:
                 self._leg.expect_more()
@@ -410,9 +369,7 @@ class Relay:
         else:
             if self._hedge is not None and self.phase is Phase.SENT and now >= self._hedge.due_at:
                 self._send_twice(now)
-            for leg in list(self._legs):
-                if leg.late_at <= now and leg in self._legs:
-                    leg.late()
+            self._legs.tell_late(now)
             if self._legs and self.phase in (Phase.SENT, Phase.REPLYING):
                 self._arm()
 
@@ -421,7 +378,7 @@ class Relay:
         hedge = self._hedge
         if hedge is None or len(self._legs) != 1:
             return
-        decision = hedge.decide(self._legs[0], self._attempts.excluded, now)
+        decision = hedge.decide(self._legs.first, self._attempts.excluded, now)
         if decision is not None:
             hedge.sends_twice = True
             self._dispatch(decision)
@@ -437,31 +394,12 @@ class Relay:
             plane.dispatcher.leave(self)
         self.phase = Phase.ENDED
         self._deadline.cancel()
-        if self._progress is not None:
-            self._progress.stop_telling()
+        self._answer.waits_no_more()
         plane.relays.discard(self)
         resumed = self._resumed
-        for leg in self._legs:
-            leg.end()
-            leading = leg is self._leg
-            leg.finish(ok=ok and leading, usage=usage if leading else None, learn=not resumed)
-        if self._legs:
+        if self._legs.end(self._leg, ok=ok, usage=usage, learn=not resumed):
             plane.dispatcher.wake_soon()
-        self._legs.clear()
         if self._continuation is not None:
             self._continuation.end()
         self._body.release()
-        self._count(code, usage, resumed=resumed)
-
-    def _count(self, code: int, usage: Usage | None, *, resumed: bool) -> None:
-        plane, request, leg = self._plane, self.request, self._leg
-        series = plane.metrics.series(request.model, self.pool, request.api)
-        series.ended(code, plane.clock() - self._started)
-        if leg is None:
-            return
-        events = self._events_before + leg.events
-        first, last = self._first_event_at, leg.assignment.last_event_at
-        if first is not None and last is not None and events:
-            series.streamed(first - self._started, last - first, events)
-        if usage is not None:
-            series.used(usage, None if resumed else leg.assignment.predicted_cached_tokens)
+        self._account.ended(code, self._leg, usage, resumed=resumed)

@@ -9,39 +9,22 @@ differs from what was said is a flaw, never passed on.
 
 from __future__ import annotations
 
-import re
 from array import array
 from typing import Any, Final
 
 import msgspec
 
-_TOKEN_IDS: Final = re.compile(
-    rb',\s*"(?:prompt_)?token_ids"\s*:\s*(?:\[[\d,\s]*\]|null)'
-    rb'|"(?:prompt_)?token_ids"\s*:\s*(?:\[[\d,\s]*\]|null)\s*,\s*'
+from pointsman_serving.gateway.chunk import (
+    decode_chunk,
+    parts_of_call,
+    payload,
+    without_token_ids,
 )
+
 # Pieces of a text are joined now and then: each costs more than what it holds.
 _PIECES: Final = 256
 
 
-class _Choice(msgspec.Struct):
-    index: int = 0
-    delta: dict[str, Any] | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    id: str | None = None
-    object: str | None = None
-    created: int | float | None = None
-    model: str | None = None
-    prompt_token_ids: list[int] | None = None
-
-
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode = msgspec.json.decode
 _encode = msgspec.json.encode
 
@@ -120,7 +103,7 @@ class Said:
                 raise
         if not self.flaw:
             self._note(event)
-        return _without_token_ids(event) if self._hide_tokens else event
+        return without_token_ids(event) if self._hide_tokens else event
 
     def resume(self) -> None:
         """The next events are another replica's, from the beginning."""
@@ -134,7 +117,7 @@ class Said:
 
     def _note(self, event: bytes) -> None:
         try:
-            chunk = _decode_chunk(payload(event))
+            chunk = decode_chunk(payload(event))
         except (msgspec.DecodeError, RecursionError):
             self.spoil("one of its events was not understood")
             return
@@ -180,7 +163,7 @@ class Said:
 
     def _note_call(self, call: object) -> None:
         try:
-            parts = _parts_of_call(call)
+            parts = parts_of_call(call)
         except ValueError as error:
             self.spoil(str(error))
             return
@@ -284,7 +267,7 @@ class Said:
 
     def _new_call(self, call: object) -> dict[str, Any] | None:
         try:
-            parts = _parts_of_call(call)
+            parts = parts_of_call(call)
         except ValueError as error:
             raise SeamError(str(error)) from error
         function: dict[str, str] = {}
@@ -361,42 +344,3 @@ class Said:
     def bytes(self) -> int:
         """Bytes of all texts that were said, roughly: a character counts as one."""
         return sum(len(piece) for pieces in self._texts.values() for piece in pieces)
-
-
-def _parts_of_call(call: object) -> list[tuple[tuple[int, str], str]]:
-    """The members of one streamed tool call, each with its place.
-
-    Raises:
-        ValueError: it has no index, or a member that is no text.
-    """
-    if type(call) is not dict or type(call.get("index")) is not int:
-        raise ValueError("a tool call without an index came")
-    index = call["index"]
-    function = call.get("function") or {}
-    if type(function) is not dict:
-        raise ValueError("a tool call came whose function is no object")
-    members = {name: call[name] for name in call if name not in ("index", "function")} | function
-    parts = []
-    for name, value in members.items():
-        if value is None:
-            continue
-        if type(value) is not str:
-            raise ValueError(f"a tool call came whose {name!r} is no text")
-        parts.append(((index, name), value))
-    return parts
-
-
-def _without_token_ids(event: bytes) -> bytes:
-    # As engines write it, for nearly every event; the expression knows all other ways.
-    start = event.find(b',"token_ids":[')
-    if start >= 0:
-        event = event[:start] + event[event.index(b"]", start) + 1 :]
-    return _TOKEN_IDS.sub(b"", event) if b'token_ids"' in event else event
-
-
-def payload(event: bytes) -> bytes:
-    """The text of the event's data lines."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
-        return event[6:-2]
-    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-    return lines[0] if len(lines) == 1 else b"\n".join(lines)

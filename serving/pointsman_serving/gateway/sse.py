@@ -11,7 +11,8 @@ import re
 
 import msgspec
 
-from pointsman_serving.gateway.said import Said, payload
+from pointsman_serving.gateway.chunk import payload
+from pointsman_serving.gateway.said import Said
 from pointsman_serving.routing.types import Usage
 
 # An event longer than this is passed on in pieces: a client must not wait for all of it, and

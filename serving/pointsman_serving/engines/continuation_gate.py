@@ -12,7 +12,7 @@ from pointsman_serving.engines.continuation import (
     refusal,
     tokens_to_continue,
 )
-from pointsman_serving.engines.openai_errors import error_body
+from pointsman_serving.engines.openai_errors import error_body, send_error
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -80,10 +80,4 @@ async def _refuse(reason: str, send: Send) -> None:
     document = error_body(
         reason, status=HTTPStatus.BAD_REQUEST, kind="BadRequestError", param=ARGUMENTS_FIELD
     )
-    body = json.dumps(document).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send_error(send, HTTPStatus.BAD_REQUEST, document)

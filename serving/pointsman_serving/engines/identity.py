@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from pointsman_serving.engines.openai_errors import error_body
+from pointsman_serving.engines.openai_errors import error_body, send_error
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -74,10 +73,4 @@ class IdentityHeaders:
         document = error_body(
             message, status=HTTPStatus.CONFLICT, kind="ConflictError", code="revision_mismatch"
         )
-        body = json.dumps(document).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 409, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send_error(send, HTTPStatus.CONFLICT, document)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.types import Send
 
 
 class ApiError(Exception):
@@ -32,3 +39,14 @@ def error_body(
     """An error object as vLLM's ErrorResponse; ``code`` is the HTTP status where none is given."""
     error = {"message": message, "type": kind, "param": param, "code": code or int(status)}
     return {"error": error}
+
+
+async def send_error(send: Send, status: int, document: Mapping[str, object]) -> None:
+    """Answer with an error object where there is no application to do it."""
+    body = json.dumps(document).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+    await send({"type": "http.response.body", "body": body})

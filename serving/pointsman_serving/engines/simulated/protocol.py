@@ -16,16 +16,14 @@ from pointsman_serving.engines.continuation import (
 )
 from pointsman_serving.engines.openai_errors import ApiError
 from pointsman_serving.engines.openai_reply import Endpoint
+from pointsman_serving.engines.simulated.answer import integer_of, write_answer
 from pointsman_serving.engines.simulated.reply import Generation
 from pointsman_serving.engines.simulated.text import (
-    END_TOKEN,
     TOKEN_COUNT,
     LengthModel,
     block_hashes,
-    continue_tokens,
     render_chat,
     seed_of,
-    token_texts,
     tokenize,
 )
 from pointsman_serving.engines.timing import EngineRequest
@@ -78,7 +76,7 @@ def plan_generation(
     limit = _output_limit(body, endpoint, len(prompt), text.max_model_len)
     sent = _tokens_sent(body, limit)
     seed = seed_of(text.seed, text.model_name, *_variation(body, sample))
-    answer = _write(body, prompt, written, sent, limit, seed, text.lengths)
+    answer = write_answer(body, prompt, written, sent, limit, seed, text.lengths)
     salt = body.get("cache_salt")
     if salt is not None and (not isinstance(salt, str) or not salt):
         raise ApiError("cache_salt must be a string that is not empty.", param="cache_salt")
@@ -124,53 +122,6 @@ def _work(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
-    """A text, token by token, and why it ends."""
-
-    tokens: list[int]
-    pieces: list[str]
-    finish_reason: str
-    stop_reason: str | None = None
-
-
-def _write(
-    body: Mapping[str, object],
-    prompt: Sequence[int],
-    written: int,
-    sent: Sequence[int],
-    limit: int,
-    seed: int,
-    lengths: LengthModel,
-) -> _Answer:
-    """The answer to a prompt whose last ``written`` tokens are its beginning.
-
-    It begins with the tokens that were sent before.
-    """
-    if body.get("ignore_eos"):
-        count, ends = limit, False
-    elif sent and sent[-1] == END_TOKEN:
-        count, ends = len(sent), True
-    else:
-        # An answer that goes on from its own beginning ends where it would have ended.
-        drawn = lengths.draw(prompt[: len(prompt) - written], seed) - written
-        drawn = max(drawn, _integer(body, "min_tokens") or 0, len(sent) + 1)
-        count, ends = min(drawn, limit), drawn <= limit
-    tokens = [*sent, *continue_tokens([*prompt, *sent], count - len(sent), seed)]
-    if ends:
-        tokens[-1] = END_TOKEN
-    pieces = token_texts(tokens[:-1] if ends else tokens)
-    if ends:  # the end token counts, and has no text
-        pieces.append("")
-    keep = bool(body.get("include_stop_str_in_output"))
-    cut = _cut_at_stop(pieces, _stop_strings(body), keep=keep)
-    if cut is not None:
-        pieces, stop = cut
-        tokens = tokens[: len(pieces)]
-        return _Answer(tokens=tokens, pieces=pieces, finish_reason="stop", stop_reason=stop)
-    return _Answer(tokens=tokens, pieces=pieces, finish_reason="stop" if ends else "length")
-
-
 def _output_limit(
     body: Mapping[str, object], endpoint: Endpoint, prompt_tokens: int, max_model_len: int
 ) -> int:
@@ -178,7 +129,7 @@ def _output_limit(
     name = "max_tokens"
     if endpoint is Endpoint.CHAT and body.get("max_completion_tokens") is not None:
         name = "max_completion_tokens"
-    limit = _integer(body, name)
+    limit = integer_of(body, name)
     if limit is None and endpoint is Endpoint.COMPLETION:
         limit = _COMPLETION_MAX_TOKENS
     if not prompt_tokens:
@@ -360,15 +311,6 @@ def known_tokens(tokens: Sequence[object], *, param: str) -> list[int]:
     return known
 
 
-def _integer(body: Mapping[str, object], name: str) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ApiError(f"{name} must be a whole number, got {json.dumps(value)}.", param=name)
-    return value
-
-
 def _variation(body: Mapping[str, object], sample: int) -> tuple[object, ...]:
     """What beside the model makes this answer; nothing at temperature 0."""
     temperature = body.get("temperature")
@@ -381,41 +323,5 @@ def _variation(body: Mapping[str, object], sample: int) -> tuple[object, ...]:
         )
     if temperature == 0:
         return ()
-    seed = _integer(body, "seed")
+    seed = integer_of(body, "seed")
     return ("seed", seed) if seed is not None else ("sample", sample)
-
-
-def _stop_strings(body: Mapping[str, object]) -> list[str]:
-    stop = body.get("stop")
-    texts = [stop] if isinstance(stop, str) else stop or []
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise ApiError(
-            f"stop must be a text or a list of texts, none empty, got {json.dumps(stop)}.",
-            param="stop",
-        )
-    return texts
-
-
-def _cut_at_stop(
-    pieces: Sequence[str], stops: Sequence[str], *, keep: bool
-) -> tuple[list[str], str] | None:
-    """The pieces up to the first stop string, and which it was; None where there is none."""
-    if not stops:
-        return None
-    text = ""
-    for count, piece in enumerate(pieces, start=1):
-        text += piece
-        found = [(text.find(stop), stop) for stop in stops if stop in text]
-        if found:
-            at, stop = min(found)
-            return _cut_to(pieces[:count], at + len(stop) if keep else at), stop
-    return None
-
-
-def _cut_to(pieces: Sequence[str], length: int) -> list[str]:
-    """The same number of pieces with this many characters in all."""
-    cut: list[str] = []
-    for piece in pieces:
-        cut.append(piece[:length])
-        length -= len(cut[-1])
-    return cut

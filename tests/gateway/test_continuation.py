@@ -151,7 +151,7 @@ async def test_stream_goes_on_when_its_replica_fails_in_any_way(how: Cut) -> Non
     async with cut_fleet(9, how=how) as (gateway, proxies):
         found = read(await ask(gateway, post(BODY)))
         assert 2 == sum(proxy.replies for proxy in proxies)
-        assert 1 == sum(gateway.metrics.continuations.values())
+        assert 1 == sum(gateway.metrics.trouble.continuations.values())
     assert_same(expected, found)
 
 
@@ -286,7 +286,7 @@ async def test_stream_goes_on_when_the_others_were_full_as_it_broke() -> None:
         watching.cancel()
         for stream, reply in zip(expected, found, strict=True):
             assert_same(stream, read(reply))
-        assert 4 == sum(gateway.metrics.continuations.values())
+        assert 4 == sum(gateway.metrics.trouble.continuations.values())
     assert max(waited) >= 8
 
 

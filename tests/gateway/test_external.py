@@ -147,7 +147,7 @@ async def test_refused_key_goes_unseen_when_another_pool_answers(
     gateway = gateway_of(external(engine, None), external(other, None, "q"))
     async with gateway.running():
         assert (await ask(gateway, post(chat()))).status == 200
-        assert gateway.metrics.retries == {"status_401": 1}
+        assert gateway.metrics.trouble.retries == {"status_401": 1}
 
 
 async def test_reply_headers_are_few_when_they_come_from_a_third_party(

@@ -67,7 +67,7 @@ async def test_failover_is_invisible_when_a_replica_fails_before_its_answer(
         fail_first([engine, other], FAILURES[label])
         reply = await ask(gateway, post(chat(stream=stream)))
         assert reply.status == 200
-        assert gateway.metrics.retries == {label: 1}
+        assert gateway.metrics.trouble.retries == {label: 1}
     assert len(engine.calls) == len(other.calls) == 1
 
 
@@ -101,7 +101,7 @@ async def test_retried_request_outlasts_the_queue_s_limit_when_the_others_are_fu
             *(ask(gateway, post(chat(text=f"question {number}"))) for number in range(4))
         )
         assert [200] * 4 == [reply.status for reply in replies]
-        assert 1 == sum(gateway.metrics.retries.values())
+        assert 1 == sum(gateway.metrics.trouble.retries.values())
 
 
 async def test_failover_is_invisible_when_a_replica_is_killed(
@@ -149,7 +149,7 @@ async def test_failover_happens_when_no_first_token_comes_in_time(
         fail_first([engine, other], silence())
         reply = await ask(gateway, post(chat(stream=True)))
         assert reply.status == 200
-        assert gateway.metrics.retries == {"first_token_timeout": 1}
+        assert gateway.metrics.trouble.retries == {"first_token_timeout": 1}
         await until(lambda: engine.cancelled + other.cancelled == 1)
 
 
@@ -205,7 +205,7 @@ async def test_failover_ends_when_the_upstream_redirects(
     async with gateway_to(engine, other) as gateway:
         fail_first([engine, other], status(307, "location: http://elsewhere/"))
         assert (await ask(gateway, post(chat()))).status == 200
-        assert gateway.metrics.retries == {"status_307": 1}
+        assert gateway.metrics.trouble.retries == {"status_307": 1}
 
 
 async def test_failover_happens_when_only_comments_come_in_time(
@@ -223,7 +223,7 @@ async def test_failover_happens_when_only_comments_come_in_time(
     async with gateway_to(engine, other, table=table_of(resilience=limits)) as gateway:
         fail_first([engine, other], pings)
         reply = await ask(gateway, post(chat(stream=True)))
-        assert gateway.metrics.retries == {"first_token_timeout": 1}
+        assert gateway.metrics.trouble.retries == {"first_token_timeout": 1}
         assert reply.body.endswith(DONE)
         assert b"ping" not in reply.body
 

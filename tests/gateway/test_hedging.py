@@ -44,7 +44,7 @@ async def test_second_replica_answers_when_the_first_is_late() -> None:
             late = a if len(a.calls) and a.active else b
             # The loser hears of it at once.
             await until(lambda: late.cancelled == 1, seconds=1.0)
-            assert {"sent": 1, "won": 1} == gateway.metrics.hedges
+            assert {"sent": 1, "won": 1} == gateway.metrics.trouble.hedges
         assert reply.headers["x-pointsman-replica"] != late.name
         assert b"[DONE]" in reply.body
         assert 1 == reply.body.count(b'"stop"')
@@ -59,7 +59,7 @@ async def test_nothing_is_sent_twice_when_the_first_token_comes_in_time() -> Non
             for _ in range(5):
                 assert 200 == (await ask(gateway, STREAM)).status
             await asyncio.sleep(0.4)
-            assert {} == gateway.metrics.hedges
+            assert {} == gateway.metrics.trouble.hedges
         assert 5 == len(a.calls) + len(b.calls)
 
 
@@ -76,7 +76,7 @@ async def test_first_replica_wins_when_it_is_sooner_than_the_second() -> None:
     ):
         async with gateway_to(a, b, table=hedged()) as gateway:
             reply = await ask(gateway, STREAM)
-            assert {"sent": 1} == gateway.metrics.hedges
+            assert {"sent": 1} == gateway.metrics.trouble.hedges
         assert started[0] == reply.headers["x-pointsman-replica"]
 
 
@@ -112,7 +112,7 @@ async def test_nothing_is_sent_twice_when_the_budget_is_spent() -> None:
     ):
         async with gateway_to(a, b, table=hedged(percent=1.0)) as gateway:
             assert 200 == (await ask(gateway, long)).status
-            assert {"no_budget": 1} == gateway.metrics.hedges
+            assert {"no_budget": 1} == gateway.metrics.trouble.hedges
         assert 1 == len(a.calls) + len(b.calls)
 
 
@@ -123,7 +123,7 @@ async def test_nothing_is_sent_twice_when_no_other_replica_has_room() -> None:
     async with FakeEngine("a", behaviour=late).running() as a:
         async with gateway_to(a, table=hedged()) as gateway:
             assert 200 == (await ask(gateway, STREAM)).status
-            assert {"no_room": 1} == gateway.metrics.hedges
+            assert {"no_room": 1} == gateway.metrics.trouble.hedges
         assert 1 == len(a.calls)
 
 

@@ -82,7 +82,7 @@ async def test_metrics_count_lost_ejected_and_restarted_replicas_when_scraped(
     async with gateway_to(engine, silence_seconds=0.2, probe_seconds=0.1) as gateway:
         async with client_of(gateway) as client:
             await client.send(post(chat(stream=True)))
-            await until(lambda: gateway.metrics.lost_replicas == {"p": 1})
+            await until(lambda: gateway.metrics.trouble.lost_replicas == {"p": 1})
         for value in ("01", "02"):
             gateway.scheduler.instance(ReplicaKey("p", "a"), value, now=gateway.plane.clock())
         text = text_of(gateway.metrics)

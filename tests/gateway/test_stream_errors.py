@@ -43,7 +43,7 @@ async def test_error_event_is_a_failed_attempt_when_it_comes_first(
     async with gateway_to(engine, other) as gateway:
         engine.once = other.once = [stream(error_event(code), DONE)]
         reply = await ask(gateway, post(chat(stream=True)))
-        assert gateway.metrics.retries == {"error_event": 1}
+        assert gateway.metrics.trouble.retries == {"error_event": 1}
     assert reply.status == 200
     assert b"error" not in reply.body
     assert events(reply.body)[-1] == DONE

@@ -45,7 +45,7 @@ async def test_upstream_request_is_sent_anew_when_a_kept_connection_is_stale(
         engine.once = [reset()]
         reply = await ask(gateway, post(chat()))
         assert reply.status == 200
-        assert gateway.metrics.retries == {}
+        assert gateway.metrics.trouble.retries == {}
     assert len(engine.calls) == 3
     assert engine.connections == 2
 

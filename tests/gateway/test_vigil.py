@@ -55,7 +55,7 @@ WELL = raw(head(200, "content-length: 0"))
 
 
 def lost(gateway: Gateway) -> dict[str, int]:
-    return gateway.metrics.lost_replicas
+    return gateway.metrics.trouble.lost_replicas
 
 
 def breakers(gateway: Gateway) -> dict[str, BreakerState]:
@@ -124,7 +124,7 @@ async def test_replica_is_kept_when_it_works_in_silence_and_is_well(engine: Fake
     engine.behaviour = answer(delay=3.0)
     async with gateway_to(engine, **FAST) as gateway:
         reply = await ask(gateway, post(chat()))
-        assert (reply.status, lost(gateway), gateway.metrics.retries) == (200, {}, {})
+        assert (reply.status, lost(gateway), gateway.metrics.trouble.retries) == (200, {}, {})
     # After 0.3 s, then 0.3, 0.6 and 1.2 s later: it is asked, and ever less often.
     assert 2 <= len(engine.probes) <= 4
 
@@ -140,7 +140,7 @@ async def test_replica_is_kept_when_one_question_after_its_health_fails(
     engine.health = once_badly
     async with gateway_to(engine, **FAST) as gateway:
         assert (await ask(gateway, post(chat()))).status == 200
-        assert (lost(gateway), gateway.metrics.retries) == ({}, {})
+        assert (lost(gateway), gateway.metrics.trouble.retries) == ({}, {})
     assert len(engine.probes) >= 2
 
 
@@ -243,7 +243,7 @@ async def test_nobody_is_lost_when_the_gateway_itself_stood_still(engine: FakeEn
             await until(lambda: len(engine.probes) > probes)  # noqa: B023
             time.sleep(0.8)  # noqa: ASYNC251 - this is the stall
         assert (await asked).status == 200
-        assert (lost(gateway), gateway.metrics.retries) == ({}, {})
+        assert (lost(gateway), gateway.metrics.trouble.retries) == ({}, {})
 
 
 # Coming back.

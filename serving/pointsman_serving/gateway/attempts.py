@@ -68,7 +68,7 @@ class Attempts:
         if address is None:
             return None
         if self._failure_label and not resumes:
-            plane.metrics.retried(self._failure_label)
+            plane.metrics.trouble.retries[self._failure_label] += 1
         self.begun += 1
         self._tried += 1
         pool = address.key.pool
@@ -125,7 +125,7 @@ class Attempts:
             return False
         if failure.gone or self._budget.withdraw(1.0, self._plane.clock()):
             return True
-        self._plane.metrics.unaffordable()
+        self._plane.metrics.trouble.retries_refused += 1
         return False
 
     @property

@@ -45,7 +45,7 @@ class Failure:
         """Whether the replica did nothing about the request: that is no attempt at it."""
         return self.label in (CONNECT, REVISION)
 
-    def in_stream(self, why: str) -> ApiError:
+    def in_stream(self, why: str = "") -> ApiError:
         """What the client gets if a stream ends by it; ``why``: it cannot be continued."""
         reason = f"{self.reason}; it cannot be continued: {why}" if why else self.reason
         return openai.stream_broken(reason, status=502 if self.error is None else self.error.status)

@@ -83,18 +83,18 @@ class Hedge:
         decision = plane.decide(request, now, {*excluded, first.key})
         winner = decision.winner
         if decision.outcome is not Outcome.CHOSEN or winner is None:
-            plane.metrics.hedged("no_room")
+            plane.metrics.trouble.hedges["no_room"] += 1
             return None
         tokens = max(1, request.prompt.estimated_tokens - winner.predicted_cached_tokens)
         if not self._budget.withdraw(tokens, now):
-            plane.metrics.hedged("no_budget")
+            plane.metrics.trouble.hedges["no_budget"] += 1
             return None
-        plane.metrics.hedged("sent")
+        plane.metrics.trouble.hedges["sent"] += 1
         return decision
 
     def decided(self, leg: Leg) -> None:
         """Note which one answered."""
         self.due_at = math.inf
         if leg is self._second:
-            self._plane.metrics.hedged("won")
+            self._plane.metrics.trouble.hedges["won"] += 1
         self._second = None

@@ -28,6 +28,7 @@ from pointsman_serving.gateway.histogram import (
 )
 from pointsman_serving.gateway.queue_counts import QueueCounts
 from pointsman_serving.gateway.readings import Readings, reading_families
+from pointsman_serving.gateway.trouble_counts import TroubleCounts
 from pointsman_serving.routing.types import Api, Usage
 
 OTHER = "other"
@@ -93,15 +94,7 @@ class Metrics(Collector):
         self.registry = CollectorRegistry(auto_describe=False)
         self.decision = Histogram(DECISION_SECONDS)
         self.queue = QueueCounts()
-        self.retries: dict[str, int] = {}
-        self.continuations: dict[str, int] = {}
-        self.hedges: dict[str, int] = {}
-        self.retries_refused = 0
-        self.broken_replies = 0
-        self.lost_replicas: dict[str, int] = {}
-        """By pool."""
-        self.health_probes: dict[str, int] = {}
-        """By result."""
+        self.trouble = TroubleCounts()
         self.readings: Callable[[], Readings] | None = None
         self._version = version
         self._max_values = max_values
@@ -117,26 +110,6 @@ class Metrics(Collector):
             return found
         key = (self._capped(model, self._models), self._capped(pool, self._pools), api)
         return self._series.setdefault(key, Series())
-
-    def retried(self, reason: str) -> None:
-        """Count an attempt that failed and was followed by another."""
-        self.retries[reason] = self.retries.get(reason, 0) + 1
-
-    def unaffordable(self) -> None:
-        """Count an attempt that the retry budget did not allow."""
-        self.retries_refused += 1
-
-    def continued(self, reason: str) -> None:
-        """Count a stream that broke and is continued."""
-        self.continuations[reason] = self.continuations.get(reason, 0) + 1
-
-    def hedged(self, result: str) -> None:
-        """Count a first token that threatened to be late, and what was done."""
-        self.hedges[result] = self.hedges.get(result, 0) + 1
-
-    def broke(self) -> None:
-        """Count a reply that broke after it had begun."""
-        self.broken_replies += 1
 
     def _capped(self, value: str, seen: set[str]) -> str:
         if value in seen:
@@ -155,53 +128,7 @@ class Metrics(Collector):
         )
         decision.add_metric([], self.decision.buckets(), self.decision.total)
         yield decision
-        for name, text, label, counts in (
-            (
-                "retries",
-                "Attempts that failed and were followed by another.",
-                "reason",
-                self.retries,
-            ),
-            (
-                "continuations",
-                "Streams that broke and were continued on another replica.",
-                "reason",
-                self.continuations,
-            ),
-            (
-                "hedges",
-                "First tokens that threatened to be late, and what a second replica did about it.",
-                "result",
-                self.hedges,
-            ),
-        ):
-            family = CounterMetricFamily(f"pointsman_gateway_{name}", text, labels=[label])
-            for value, count in counts.items():
-                family.add_metric([value], count)
-            yield family
-        yield CounterMetricFamily(
-            "pointsman_gateway_retries_refused",
-            "Attempts that the retry budget did not allow.",
-            value=self.retries_refused,
-        )
-        yield CounterMetricFamily(
-            "pointsman_gateway_broken_replies",
-            "Replies that broke after they had begun and could not be continued.",
-            value=self.broken_replies,
-        )
-        for name, text, label, counts in (
-            (
-                "lost_replicas",
-                "Replicas whose open requests were given up: silent, and no answer about health.",
-                "pool",
-                self.lost_replicas,
-            ),
-            ("health_probes", "Questions after a replica's health.", "result", self.health_probes),
-        ):
-            family = CounterMetricFamily(f"pointsman_gateway_{name}", text, labels=[label])
-            for value, count in counts.items():
-                family.add_metric([value], count)
-            yield family
+        yield from self.trouble.families()
         yield from self.queue.families()
         yield InfoMetricFamily(
             "pointsman_gateway_build", "The gateway's version.", value={"version": self._version}

@@ -81,22 +81,24 @@ class Relay:
 
     def begin(self) -> None:
         """Start: behind those who wait for the same room already, else at once."""
-        plane = self._plane
-        plane.relays.add(self)
-        now = plane.clock()
-        if plane.dispatcher.may_go_first(self):
+        self._plane.relays.add(self)
+        now = self._plane.clock()
+        if self._plane.dispatcher.may_go_first(self):
             self.take(self.decide(now), now)
         else:
             self._queue(now)
 
     def decide(self, now: float) -> Decision:
         """Ask the scheduler what to do with it now."""
+        request, pool = self._wanted()
+        return self._plane.decide(request, now, self._attempts.excluded, pool=pool)
+
+    def _wanted(self) -> tuple[RouteRequest, str]:
+        """What is to be placed, and where it must be; empty: anywhere."""
         continuation = self._continuation
-        if continuation is not None and continuation.begun:
-            return self._plane.decide(
-                continuation.request, now, self._attempts.excluded, pool=continuation.pool
-            )
-        return self._plane.decide(self.request, now, self._attempts.excluded)
+        if continuation is None or not continuation.begun:
+            return self.request, ""
+        return continuation.request, continuation.pool
 
     def take(self, decision: Decision, now: float) -> None:
         """Act on a decision."""
@@ -137,9 +139,8 @@ class Relay:
     @property
     def pools(self) -> list[str]:
         """The pools that may be chosen for it."""
-        if self._continuation is not None and self._continuation.begun:
-            return [self._continuation.pool]
-        return [target.pool for target in self.rule.targets]
+        _, pool = self._wanted()
+        return [pool] if pool else [target.pool for target in self.rule.targets]
 
     @property
     def pool(self) -> str:
@@ -150,17 +151,15 @@ class Relay:
 
     def _dispatch(self, decision: Decision) -> None:
         self._answer.waits_no_more()
-        continuation = self._continuation
-        resumes = continuation is not None and continuation.begun
-        request = continuation.request if continuation is not None and resumes else self.request
-        leg = self._attempts.begin(self, request, decision, resumes=resumes)
+        request, pool = self._wanted()
+        leg = self._attempts.begin(self, request, decision, resumes=bool(pool))
         if leg is None:
             self._end_in_error(self._attempts.unanswered("the chosen replica left"))
             return
         self.phase = Phase.SENT
         self._leg = leg
         self._legs.add(leg)
-        if self._hedge is not None and not resumes:
+        if self._hedge is not None and not pool:
             self._hedge.sent(leg)
         leg.start()
         if leg.phase is LegPhase.CONNECTING:
@@ -200,7 +199,7 @@ class Relay:
             now = self._plane.clock()
             self.take(self.decide(now), now)
         elif self._answer.committed:
-            self._break(failure, why="it broke again without having got on")
+            self._tell(failure.in_stream("it broke again without having got on"))
         else:
             self._fail(error)
 
@@ -261,7 +260,7 @@ class Relay:
             if failure.eject and not leg.error_told:
                 leg.assignment.eject()
             leg.finish(ok=False)
-            self._break(failure)
+            self._tell(failure.in_stream())
             return
         if continuation.got_on():
             self._attempts.got_on()
@@ -271,25 +270,22 @@ class Relay:
             self._answer.go_on(continuation.closing(usage=self._body.asks_usage), last=True)
             self._end(200, ok=True)
         elif continuation.flaw:
-            self._break(failure, why=continuation.flaw)
+            self._tell(failure.in_stream(continuation.flaw))
         elif not self._attempts.may_go_on(failure, resumes=True):
-            self._break(failure, why="it broke again without having got on")
+            self._tell(failure.in_stream("it broke again without having got on"))
         else:
             now = self._plane.clock()
             continuation.begin(now)
-            self._plane.metrics.continued(failure.label)
+            self._plane.metrics.trouble.continuations[failure.label] += 1
             self.take(self.decide(now), now)
 
-    # A reply that cannot be whole.
+    # Errors.
 
     def _end_in_error(self, error: ApiError) -> None:
         if self._answer.committed:
             self._tell(openai.stream_broken(error.message, status=error.status))
         else:
             self._fail(error)
-
-    def _break(self, failure: Failure, *, why: str = "") -> None:
-        self._tell(failure.in_stream(why))
 
     def _tell(self, error: ApiError) -> None:
         """End a committed reply so that the client sees that it is not whole."""
@@ -300,7 +296,7 @@ class Relay:
             self._end(200, ok=True, usage=reading.usage())
             return
         self._answer.break_off(error, self._leg, resumed=self._resumed)
-        self._plane.metrics.broke()
+        self._plane.metrics.trouble.broken_replies += 1
         self._end(error.status, ok=False)
 
     def _fail(self, error: ApiError) -> None:
@@ -359,8 +355,7 @@ class Relay:
             else:
                 self._fail(openai.upstream_timeout(reason, attempts=self._attempts.begun))
         elif self.phase is Phase.QUEUED:
-            late = self._plane.dispatcher.late(self)
-            self._end_in_error(self._attempts.error or late)
+            self._end_in_error(self._attempts.error or self._plane.dispatcher.late(self))
         elif self.phase is Phase.REPLYING and self._answer.paused:
             # The replica is not late: the client is.
             if self._leg is not None:

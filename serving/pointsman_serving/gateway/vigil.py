@@ -78,7 +78,7 @@ class Vigil:
     ) -> None:
         self._upstreams = upstreams
         self._scheduler = scheduler
-        self._metrics = metrics
+        self._trouble = metrics.trouble
         self._silence_seconds = silence_seconds
         self._probe_seconds = probe_seconds
         self._woken = woken
@@ -177,7 +177,7 @@ class Vigil:
         log.warning(
             "replica lost", replica="/".join(key), reason=LOST, open_requests=len(endpoint.busy)
         )
-        self._metrics.lost_replicas[key.pool] = self._metrics.lost_replicas.get(key.pool, 0) + 1
+        self._trouble.lost_replicas[key.pool] += 1
         # Under the same name another process may answer by now.
         if self._scheduler.address(key) == endpoint.address:
             self._scheduler.failed(key, now=self._clock(), hard=True)
@@ -194,7 +194,5 @@ class Vigil:
 
     async def _answers(self, session: aiohttp.ClientSession, address: ReplicaAddress) -> bool:
         answered = await ask_health(session, address, timeout_seconds=self._probe_seconds)
-        probes = self._metrics.health_probes
-        result = "answered" if answered else "silent"
-        probes[result] = probes.get(result, 0) + 1
+        self._trouble.health_probes["answered" if answered else "silent"] += 1
         return answered

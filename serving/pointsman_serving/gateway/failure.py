@@ -75,7 +75,7 @@ class Judge:
         resumes: it goes on with a stream that has begun.
     """
 
-    __slots__ = ("_number", "_pool", "_resumes", "_retry_after_seconds", "external")
+    __slots__ = ("_number", "_pool", "_retry_after_seconds", "external", "resumes")
 
     def __init__(
         self, *, pool: str, external: bool, number: int, retry_after_seconds: int, resumes: bool
@@ -83,20 +83,20 @@ class Judge:
         self._pool = pool
         self._number = number
         self._retry_after_seconds = retry_after_seconds
-        self._resumes = resumes
+        self.resumes = resumes
         self.external = external
 
     def of_head(self, head: ReplyHead) -> Failure | None:
         """The failure that a reply is by its beginning."""
         if head.status < 300:
-            if self._resumes and not head.streams:
+            if self.resumes and not head.streams:
                 return Failure(label="seam", reason="it answered without a stream", eject=False)
             return None
         refused = self._refused(head.status, head.retry_after_seconds)
         if refused is None and head.failed:
             reason = f"the replica answered {head.status}"
             return Failure(label=f"status_{head.status}", reason=reason)
-        if refused is None and self._resumes:
+        if refused is None and self.resumes:
             # It was right for the first replica: what this one does not like is the going on.
             label = REVISION if head.status == 409 else f"status_{head.status}"
             reason = f"the replica would not go on with the stream ({head.status})"

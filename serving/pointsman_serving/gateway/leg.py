@@ -16,7 +16,11 @@ from pointsman_serving.gateway.failure import (
     refusal_in_stream,
 )
 from pointsman_serving.gateway.headers import Header
-from pointsman_serving.gateway.limits import first_token_seconds, next_token_seconds
+from pointsman_serving.gateway.limits import (
+    first_token_seconds,
+    next_token_seconds,
+    resumed_token_seconds,
+)
 from pointsman_serving.gateway.openai import ApiError, nested_too_deeply, stream_broken
 from pointsman_serving.gateway.phase import LegPhase
 from pointsman_serving.gateway.reading import Reading
@@ -162,8 +166,7 @@ class Leg:
             self.lost("the connection closed at once", untouched=False)
             return
         self._connection = connection
-        limit = first_token_seconds(self._rule, stream=self._stream)
-        self.late_at = self.assignment.now() + limit
+        self.late_at = self.assignment.now() + self._first_token_seconds()
         self._owner.leg_sent(self)
         try:
             request = self._owner.request_bytes(self)
@@ -171,6 +174,12 @@ class Leg:
             self._owner.leg_refused(self, nested_too_deeply())
             return
         connection.send(self, request)
+
+    def _first_token_seconds(self) -> float:
+        if self._judge.resumes:
+            predicted_seconds = self.assignment.predicted_ttft_seconds
+            return resumed_token_seconds(self._rule, predicted_seconds=predicted_seconds)
+        return first_token_seconds(self._rule, stream=self._stream)
 
     def connect_failed(self, reason: str) -> None:
         """No connection: the next replica."""
@@ -291,7 +300,7 @@ class Leg:
         if self.phase is LegPhase.CONNECTING:
             self._fail(no_connection("no connection in time"))
         elif self.phase is LegPhase.WAITING:
-            self._fail(self._judge.late(limits.first_token_timeout_seconds))
+            self._fail(self._judge.late(self._first_token_seconds()))
         elif self.phase is LegPhase.REPLYING:
             reason = f"nothing came for {limits.between_tokens_timeout_seconds:g} s"
             self._break(

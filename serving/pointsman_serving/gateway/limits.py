@@ -25,6 +25,20 @@ def first_token_seconds(rule: Rule, *, stream: bool) -> float:
     return limits.first_token_timeout_seconds if stream else limits.request_timeout_seconds
 
 
+def resumed_token_seconds(rule: Rule, *, predicted_seconds: float) -> float:
+    """How long a replica that goes on with a stream may be silent at first.
+
+    The client is in the middle of a stream: what is reading the prompt again may take comes on
+    top of what a gap between two tokens may.
+
+    Args:
+        predicted_seconds: until the first token, by the scheduler.
+    """
+    limits = rule.resilience
+    most = limits.between_tokens_timeout_seconds + 2.0 * predicted_seconds
+    return min(most, limits.first_token_timeout_seconds)
+
+
 def next_token_seconds(rule: Rule, *, stream: bool) -> float:
     """How long the replica may be silent later."""
     limits = rule.resilience

@@ -46,6 +46,8 @@ def rejection(
         return RejectReason.EJECTED
     if replica.load.in_flight >= replica.most_in_flight:
         return RejectReason.FULL
+    if replica.hesitates(now):
+        return RejectReason.SILENT
     return None
 
 

@@ -134,6 +134,13 @@ def _score(question: Question) -> _Field:
                 scored.append(terms.score(replica))
             else:
                 rejected.append((terms, replica, why))
+    if not scored:
+        # Who hesitates is passed over, but is better than nobody.
+        scored = [
+            terms.score(state) for terms, state, why in rejected if why is RejectReason.SILENT
+        ]
+        if scored:
+            rejected = [each for each in rejected if each[2] is not RejectReason.SILENT]
     if not scored and not any(why is RejectReason.FULL for _, _, why in rejected):
         # Rather the last replica than none: it may be back before its time is over.
         scored = [terms.score(state) for terms, state, why in rejected if _may_be_last(state, why)]

@@ -44,12 +44,18 @@ class ReplicaLoad:
         "_reported_running",
         "_reported_waiting",
         "decoding",
+        "heard_at",
         "in_flight",
         "pending_tokens",
+        "streaming",
     )
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self.streaming = 0
+        """Streams past their first token."""
+        self.heard_at = 0.0
+        """When a token of a stream came last; 0: none has come but first ones."""
         self.decoding = 0
         """Requests past their first token; those that do not stream, when it was due."""
         self.pending_tokens = 0.0
@@ -87,6 +93,7 @@ class ReplicaLoad:
             self._leave_prefill(ticket, now)
         else:
             self.decoding -= 1
+            self.streaming -= ticket.request.stream
         self.in_flight -= 1
         self._dispatch_times -= ticket.dispatched_at
         if not self.in_flight:
@@ -141,6 +148,10 @@ class ReplicaLoad:
             drained -= tokens
         return max(0.0, ahead)
 
+    def silent_seconds(self, now: float) -> float:
+        """For how long none of its streams has had a token; 0 where there is none."""
+        return now - self.heard_at if self.streaming and self.heard_at else 0.0
+
     def mean_age(self, now: float) -> float:
         """Seconds since our requests there were sent, on average: how long they may yet last."""
         if not self.in_flight:
@@ -157,6 +168,10 @@ class ReplicaLoad:
         self._advance(now)
         self._leave_prefill(ticket, now)
         self.decoding += 1
+        if ticket.request.stream:
+            self.streaming += 1
+            if self.heard_at:
+                self.heard_at = now
 
     def _leave_prefill(self, ticket: Ticket, now: float) -> None:
         del self._pending[ticket]

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _ASSIGNED_HALF_LIFE_SECONDS: Final = 60.0
 
+# Of a batch that decodes, tokens come many times a second.
+_SILENT_SECONDS: Final = 1.0
+
 
 class ReplicaState:
     """Load, believed cache, latency and breaker of one replica; starts empty."""
@@ -103,6 +106,15 @@ class ReplicaState:
     def full(self) -> bool:
         """Whether it may get no further request before one ends."""
         return self.load.in_flight >= self.most_in_flight
+
+    def hesitates(self, now: float) -> bool:
+        """Whether its streams have stopped for longer than the prompts that it reads explain."""
+        silent_seconds = self.load.silent_seconds(now)
+        if silent_seconds <= _SILENT_SECONDS:
+            return False
+        prefill_seconds = self.latency.pool.prefill_at(self.load.pending_tokens)
+        prefill_seconds *= self.latency.prefill_factor.at(now)
+        return silent_seconds > _SILENT_SECONDS + 2.0 * prefill_seconds
 
     def assigned_tokens(self, now: float) -> float:
         """Uncached tokens sent there lately, fading by half in a minute."""

@@ -202,6 +202,8 @@ class Scheduler:
         if ticket.phase is TicketPhase.DONE or count <= 0:
             return
         self.first_token(ticket, now=now)
+        if ticket.tokens:
+            ticket.replica.load.heard_at = now
         ticket.tokens += count
 
     def finish(

@@ -98,6 +98,7 @@ class RejectReason(StrEnum):
     CONTEXT_TOO_SMALL = "ContextTooSmall"
     FULL = "Full"
     EJECTED = "Ejected"
+    SILENT = "Silent"
     EXCLUDED = "Excluded"
     DRAINING = "Draining"
     STICKY_TO_OTHER_POOL = "StickyToOtherPool"

@@ -1027,3 +1027,55 @@ def test_requests_of_a_removed_pool_are_counted_until_they_end() -> None:
     scheduler.set_table(table_of(pool_entry("q")))
     scheduler.finish(ticket, now=1.0, ok=True)
     assert ["q"] == [pool.name for pool in scheduler.snapshot().pools]
+
+
+# Silence
+
+
+def test_replica_is_passed_over_when_its_streams_have_stopped() -> None:
+    scheduler = scheduler_of("a", "b")
+    request = chat(text("warm", 4_000))
+    decision = scheduler.decide(request, now=0.0)
+    assert decision.winner is not None
+    silent = decision.winner.key
+    ticket = scheduler.dispatch(request, decision, now=0.0)
+    for now in (0.1, 0.2):
+        scheduler.tokens(ticket, 1, now=now)
+
+    def rejected(now: float) -> RejectReason | None:
+        explained = scheduler.decide(request, now=now, explain=True).candidates
+        return {each.key: each.rejected for each in explained}[silent]
+
+    assert [None, RejectReason.SILENT] == [rejected(1.1), rejected(1.3)]
+    winner = scheduler.decide(request, now=1.3).winner
+    assert winner is not None
+    assert other(silent) == winner.key
+    # It speaks again, or has nothing more to say.
+    scheduler.tokens(ticket, 1, now=1.4)
+    assert rejected(1.5) is None
+    scheduler.finish(ticket, now=1.6, ok=True)
+    assert rejected(9.0) is None
+
+
+def test_silent_replica_is_chosen_when_no_other_can_be() -> None:
+    scheduler = scheduler_of("a", "b")
+    request = chat("x")
+    ticket = scheduler.dispatch(request, scheduler.decide(request, now=0.0, exclude={B}), now=0.0)
+    for now in (0.1, 0.2):
+        scheduler.tokens(ticket, 1, now=now)
+    scheduler.failed(B, now=5.0, hard=True)
+    winner = scheduler.decide(request, now=5.0).winner
+    assert winner is not None
+    assert A == winner.key
+
+
+def test_silence_is_no_hesitation_when_long_prompts_are_read() -> None:
+    scheduler = scheduler_of("a", "b")
+    request = chat("x")
+    ticket = scheduler.dispatch(request, scheduler.decide(request, now=0.0, exclude={B}), now=0.0)
+    for now in (0.1, 0.2):
+        scheduler.tokens(ticket, 1, now=now)
+    long = chat(text("long", 200_000))
+    scheduler.dispatch(long, scheduler.decide(long, now=0.1, exclude={B}), now=0.1)
+    explained = scheduler.decide(request, now=2.0, explain=True).candidates
+    assert {each.key: each.rejected for each in explained}[A] is None

@@ -290,6 +290,18 @@ async def test_stream_goes_on_when_the_others_were_full_as_it_broke() -> None:
     assert max(waited) >= 8
 
 
+async def test_stream_goes_on_when_every_replica_stalls_after_a_few_tokens() -> None:
+    short = {**BODY, "max_tokens": 12}
+    expected = await unbroken(short)
+    quick = replace(QUICK, between_tokens_timeout_seconds=0.2)
+    # The repetition is one event more each time, and one or two new tokens follow.
+    cuts = [3] + [4] * 6
+    async with cut_fleet(*cuts, how=Cut.SILENCE, resilience=quick) as (gateway, _):
+        found = read(await ask(gateway, post(short)))
+        assert gateway.metrics.trouble.continuations["stalled"] >= 5
+    assert_same(expected, found)
+
+
 async def test_stream_ends_when_every_replica_dies_of_it() -> None:
     # Each repeats what was said in its first events and breaks before anything new comes.
     async with cut_fleet(6, *[1] * 9) as (gateway, proxies):

@@ -105,3 +105,18 @@ def test_deadline_is_silent_when_it_is_cancelled() -> None:
     cancelled.cancel()
     loop.advance(20.0)
     assert rang == []
+
+
+def test_deadline_lets_what_came_be_read_first_when_the_process_stood_still() -> None:
+    loop, rang = Loop(), list[float]()
+    moved = deadline(loop, rang)
+    moved.set(1.0, loop.now)
+    loop.now += 4.0  # nothing ran meanwhile
+    loop.advance(0.01)
+    assert [] == rang
+    # What was read moves it; else it rings after all.
+    moved.set(1.0, loop.now)
+    loop.advance(0.5)
+    assert [] == rang
+    loop.advance(2.0)
+    assert 1 == len(rang)

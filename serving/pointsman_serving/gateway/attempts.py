@@ -78,6 +78,7 @@ class Attempts:
             number=self.begun,
             retry_after_seconds=plane.settings.retry_after_seconds,
             resumes=resumes,
+            last=self._tried >= self._allowed(resumes=resumes),
         )
         return Leg(
             owner,
@@ -120,13 +121,16 @@ class Attempts:
         Args:
             resumes: the client has the beginning of the answer.
         """
-        most = max(self._most, 2) if resumes else self._most
-        if self._tried >= most:
+        if self._tried >= self._allowed(resumes=resumes):
             return False
         if failure.gone or self._budget.withdraw(1.0, self._plane.clock()):
             return True
         self._plane.metrics.trouble.retries_refused += 1
         return False
+
+    def _allowed(self, *, resumes: bool) -> int:
+        # Who allows to continue allows one more attempt than the first.
+        return max(self._most, 2) if resumes else self._most
 
     @property
     def may_wait(self) -> bool:

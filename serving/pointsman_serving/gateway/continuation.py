@@ -13,6 +13,7 @@ from dataclasses import replace
 from pointsman_api.route_table import Rule
 from pointsman_serving.engines.continuation import refusal
 from pointsman_serving.gateway.body import RequestBody
+from pointsman_serving.gateway.failure import STALLED, Failure
 from pointsman_serving.gateway.leg import Leg
 from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.gateway.said import Said
@@ -20,7 +21,8 @@ from pointsman_serving.routing.types import Api, RouteRequest
 
 CONTINUING_ENGINES = frozenset({"VLLM", "Transformers", "Simulated"})
 
-# A replica that brings a stream this many tokens further has not died of it.
+# A replica that brings a stream this many tokens further has not died of it. One that merely
+# stops to speak has not died at all.
 _PROGRESS_TOKENS = 16
 
 
@@ -123,10 +125,11 @@ class Continuation:
         self.revision = head.revision
         return True
 
-    def got_on(self) -> bool:
-        """Whether the stream has come further since this was asked last."""
+    def got_on(self, failure: Failure) -> bool:
+        """Whether the stream had come further since this was asked last, when it failed."""
         count = len(self._said.tokens)
-        if count - self._tokens_before < _PROGRESS_TOKENS:
+        least = 1 if failure.label == STALLED else _PROGRESS_TOKENS
+        if count - self._tokens_before < least:
             return False
         self._tokens_before = count
         return True

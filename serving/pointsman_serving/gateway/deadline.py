@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Timer(Protocol):
@@ -15,6 +15,10 @@ class Timer(Protocol):
 
 CallLater = Callable[[float, Callable[[], None]], Timer]
 """Seconds and what to call then, such as a loop's ``call_later``."""
+
+
+_HELD_UP_SECONDS: Final = 0.25
+_CATCH_UP_SECONDS: Final = 0.05
 
 
 class Deadline:
@@ -78,6 +82,10 @@ class Deadline:
         self._timer = None
         now = self._clock()
         if now < self._at:
+            self._set_timer(now)
+        elif now - self._timer_at > _HELD_UP_SECONDS:
+            # This process stood still: what has come meanwhile is read first.
+            self._at = now + _CATCH_UP_SECONDS
             self._set_timer(now)
         else:
             self._ring()

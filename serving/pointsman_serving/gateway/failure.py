@@ -18,6 +18,7 @@ _ERROR_SHOWN = 2000
 
 CONNECT = "connect"
 REVISION = "revision"
+STALLED = "stalled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,30 +74,40 @@ class Judge:
         number: which attempt it is, from 1.
         retry_after_seconds: where the replica does not say when to come back.
         resumes: it goes on with a stream that has begun.
+        last: no other attempt may follow, so that there is no hurry.
     """
 
-    __slots__ = ("_number", "_pool", "_retry_after_seconds", "external", "resumes")
+    __slots__ = ("_number", "_pool", "_resumes", "_retry_after_seconds", "external", "hurries")
 
     def __init__(
-        self, *, pool: str, external: bool, number: int, retry_after_seconds: int, resumes: bool
+        self,
+        *,
+        pool: str,
+        external: bool,
+        number: int,
+        retry_after_seconds: int,
+        resumes: bool,
+        last: bool,
     ) -> None:
         self._pool = pool
         self._number = number
         self._retry_after_seconds = retry_after_seconds
-        self.resumes = resumes
+        self._resumes = resumes
+        self.hurries = resumes and not last
+        """Whether the client is in the middle of a stream and others could go on with it."""
         self.external = external
 
     def of_head(self, head: ReplyHead) -> Failure | None:
         """The failure that a reply is by its beginning."""
         if head.status < 300:
-            if self.resumes and not head.streams:
+            if self._resumes and not head.streams:
                 return Failure(label="seam", reason="it answered without a stream", eject=False)
             return None
         refused = self._refused(head.status, head.retry_after_seconds)
         if refused is None and head.failed:
             reason = f"the replica answered {head.status}"
             return Failure(label=f"status_{head.status}", reason=reason)
-        if refused is None and self.resumes:
+        if refused is None and self._resumes:
             # It was right for the first replica: what this one does not like is the going on.
             label = REVISION if head.status == 409 else f"status_{head.status}"
             reason = f"the replica would not go on with the stream ({head.status})"

@@ -10,6 +10,7 @@ from pointsman_serving.gateway.assignment import Assignment
 from pointsman_serving.gateway.connection import UpstreamConnection
 from pointsman_serving.gateway.endpoint import Endpoint
 from pointsman_serving.gateway.failure import (
+    STALLED,
     Failure,
     Judge,
     no_connection,
@@ -176,7 +177,7 @@ class Leg:
         connection.send(self, request)
 
     def _first_token_seconds(self) -> float:
-        if self._judge.resumes:
+        if self._judge.hurries:
             predicted_seconds = self.assignment.predicted_ttft_seconds
             return resumed_token_seconds(self._rule, predicted_seconds=predicted_seconds)
         return first_token_seconds(self._rule, stream=self._stream)
@@ -304,7 +305,7 @@ class Leg:
         elif self.phase is LegPhase.REPLYING:
             reason = f"nothing came for {limits.between_tokens_timeout_seconds:g} s"
             self._break(
-                Failure(label="stalled", reason=reason, error=stream_broken(reason, status=504))
+                Failure(label=STALLED, reason=reason, error=stream_broken(reason, status=504))
             )
 
     def expect_more(self) -> None:

@@ -262,7 +262,7 @@ class Relay:
             leg.finish(ok=False)
             self._tell(failure.in_stream())
             return
-        if continuation.got_on():
+        if continuation.got_on(failure):
             self._attempts.got_on()
         self._attempts.failed(leg, failure, request_id=self.request.request_id)
         if continuation.finished:

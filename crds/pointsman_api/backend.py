@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, JsonValue, StrictBool, StrictInt
 
 from pointsman_api.meta import NAME_PATTERN, NO_PARENT_FOLDER, ModelName, SecretKeyReference
-from pointsman_api.route_table import BackendType
+from pointsman_api.route_table import BackendType, PrefixIndex
 from pointsman_api.rules import (
     ApiModel,
     CelRule,
@@ -58,6 +58,16 @@ class EnvironmentVariable(ApiModel):
 class Engine(ApiModel):
     """The program that runs the model."""
 
+    cel_rules = (
+        CelRule(
+            cel="self.prefixIndex == 'Estimate' || self.type == 'VLLM'",
+            message="prefixIndex may be Events only when type is VLLM",
+            holds=lambda self: (
+                self.prefix_index == PrefixIndex.ESTIMATE or self.type == EngineType.VLLM
+            ),
+            field="prefixIndex",
+        ),
+    )
     type: EngineType
     """VLLM: vLLM in process. Transformers: Hugging Face Transformers with continuous batching.
     Simulated: a timing model of an engine with a prefix cache, without weights or GPUs."""
@@ -73,6 +83,11 @@ class Engine(ApiModel):
     """How many requests one replica runs at once. The engine batches this many, Ray Serve lets
     this many in (and a few more to keep the batch full), and the gateway holds the rest in its
     own queue."""
+    prefix_index: PrefixIndex = PrefixIndex.ESTIMATE
+    """How gateways know which prompts a replica has cached. Estimate: from what they sent there
+    and the engine's counts of cached tokens. Events: each replica also publishes every block that
+    enters or leaves its cache over ZeroMQ, on two more ports that every gateway must reach. The
+    blocks name the tokens of prompts, so only gateways should reach these ports."""
 
 
 class HuggingFaceSource(ApiModel):
@@ -217,6 +232,14 @@ class RayServeBackend(ApiModel):
             ),
             field="parallelism",
         ),
+        CelRule(
+            cel="self.engine.prefixIndex == 'Estimate' || self.parallelism.data == 1",
+            message="engine.prefixIndex may be Events only when parallelism.data is 1",
+            holds=lambda self: (
+                self.engine.prefix_index == PrefixIndex.ESTIMATE or self.parallelism.data == 1
+            ),
+            field="engine",
+        ),
     )
     engine: Engine
     """The program that runs the model."""
@@ -277,3 +300,10 @@ class Backend(ApiModel):
     """Replicas that Pointsman runs through Ray Serve."""
     external: ExternalBackend | None = None
     """Addresses that somebody else runs."""
+
+    @property
+    def prefix_index(self) -> PrefixIndex:
+        """How gateways know what is in the replicas' prefix caches."""
+        if self.ray_serve is None:
+            return PrefixIndex.ESTIMATE
+        return self.ray_serve.engine.prefix_index

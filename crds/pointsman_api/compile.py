@@ -348,18 +348,17 @@ def _pool_entry(pool: ModelPool, secrets_folder: str) -> PoolEntry:
         served_model_name=spec.served_model_name,
         backend=spec.backend.type,
         engine="" if ray_serve is None else ray_serve.engine.type.value,
+        prefix_index=spec.backend.prefix_index,
         context_tokens=spec.context_tokens,
         sequence_slots=_sequence_slots(pool),
         pricing=_pricing(spec.pricing),
         quality={item.task: item.score.number for item in spec.quality},
-        external_endpoints=()
-        if external is None
-        else tuple(
+        external_endpoints=tuple(
             ExternalEndpoint(
                 url=address.url.rstrip("/"),
                 model_name=address.model_name or spec.served_model_name,
             )
-            for address in external.endpoints
+            for address in (() if external is None else external.endpoints)
         ),
         credential=_credential(pool, secrets_folder),
     )

@@ -20,6 +20,13 @@ class BackendType(StrEnum):
     EXTERNAL = "External"
 
 
+class PrefixIndex(StrEnum):
+    """How gateways know which prompts a pool's replicas have in their prefix caches."""
+
+    ESTIMATE = "Estimate"
+    EVENTS = "Events"
+
+
 class StrategyType(StrEnum):
     """How a rule chooses among its targets."""
 
@@ -87,6 +94,8 @@ class PoolEntry:
     backend: BackendType
     engine: str = ""
     """VLLM, Transformers or Simulated; empty for an external pool."""
+    prefix_index: PrefixIndex = PrefixIndex.ESTIMATE
+    """Whether the replicas publish what is in their caches."""
     context_tokens: int | None = None
     """Prompt and output together; None where it is not stated."""
     sequence_slots: int = 64

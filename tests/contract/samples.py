@@ -10,7 +10,12 @@ from pointsman_api.routepolicy import RoutePolicy
 VLLM = {
     "type": "RayServe",
     "rayServe": {
-        "engine": {"type": "VLLM", "args": ["--dtype=bfloat16"], "maxSequences": 8},
+        "engine": {
+            "type": "VLLM",
+            "args": ["--dtype=bfloat16"],
+            "maxSequences": 8,
+            "prefixIndex": "Events",
+        },
         "model": {
             "source": {"type": "HuggingFace", "huggingFace": {"repository": "Qwen/Qwen3-8B"}}
         },

@@ -23,6 +23,7 @@ from pointsman_api.route_table import (
     Overload,
     OverloadAction,
     PoolEntry,
+    PrefixIndex,
     Pricing,
     Resilience,
     Route,
@@ -126,6 +127,7 @@ def test_every_field_reaches_the_table_when_it_is_stated() -> None:
         served_model_name="rich",
         backend=BackendType.RAY_SERVE,
         engine="VLLM",
+        prefix_index=PrefixIndex.EVENTS,
         context_tokens=32768,
         sequence_slots=8,
         pricing=Pricing(

@@ -156,13 +156,33 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         [ray_serve(VLLM, experts={"implementation": "Pointsman"})],
     ),
     "parallelism may be set only when engine.type is VLLM": (
-        [ray_serve(VLLM, parallelism={"tensor": 2, "data": 2, "expertParallel": True})],
+        [
+            ray_serve(
+                VLLM,
+                parallelism={"tensor": 2, "data": 2, "expertParallel": True},
+                engine={"type": "VLLM"},
+            )
+        ],
         [
             ray_serve(MOE, parallelism={"tensor": 2}),
             ray_serve(MOE, parallelism={"pipeline": 2}),
             ray_serve(MOE, parallelism={"data": 2}),
             ray_serve(MOE, parallelism={"expertParallel": True}),
         ],
+    ),
+    "prefixIndex may be Events only when type is VLLM": (
+        [
+            ray_serve(VLLM, engine={"type": "VLLM", "prefixIndex": "Events"}),
+            ray_serve(MOE, engine={"type": "Transformers", "prefixIndex": "Estimate"}),
+        ],
+        [ray_serve(MOE, engine={"type": "Transformers", "prefixIndex": "Events"})],
+    ),
+    "engine.prefixIndex may be Events only when parallelism.data is 1": (
+        [
+            ray_serve(VLLM, parallelism={"tensor": 4}),
+            ray_serve(VLLM, parallelism={"data": 2}, engine={"type": "VLLM"}),
+        ],
+        [ray_serve(VLLM, parallelism={"data": 2})],
     ),
     "replicas must not be set together with autoscaling, which owns the number": (
         [pool_document(replicas=0), pool_document(autoscaling={"maxReplicas": 2})],

@@ -139,6 +139,7 @@ def _replica_options(
         max_sequences=backend.engine.max_sequences,
         context_tokens=pool.spec.context_tokens,
         experts=backend.experts.implementation,
+        prefix_index=backend.engine.prefix_index,
         arguments=(*derived, *backend.engine.args),
     )
     env = {variable.name: variable.value for variable in backend.engine.env}

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pointsman_api.modelpool import EngineType, ExpertsImplementation
+from pointsman_api.route_table import PrefixIndex
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,8 @@ class ReplicaOptions:
     context_tokens: int | None = None
     """Prompt and answer together; None: the engine's own limit."""
     experts: ExpertsImplementation = ExpertsImplementation.DEFAULT
+    prefix_index: PrefixIndex = PrefixIndex.ESTIMATE
+    """Whether the engine publishes what is in its prefix cache."""
     arguments: tuple[str, ...] = ()
     """The engine's command line. The last of a repeated flag counts, so a pool's own arguments
     come after those that were derived."""
@@ -41,6 +44,7 @@ class ReplicaOptions:
             field.name: str(value) if isinstance(value, str) else value
             for field in fields(self)
             if (value := values[field.name]) not in (None, "", [])
+            and value is not PrefixIndex.ESTIMATE
         }
 
     @classmethod
@@ -62,6 +66,8 @@ class ReplicaOptions:
             values["engine"] = EngineType(values["engine"])
             if "experts" in values:
                 values["experts"] = ExpertsImplementation(values["experts"])
+            if "prefix_index" in values:
+                values["prefix_index"] = PrefixIndex(values["prefix_index"])
             values["arguments"] = tuple(values.get("arguments", ()))
             return cls(**values)
         except (KeyError, TypeError) as error:

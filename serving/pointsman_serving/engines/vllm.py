@@ -7,8 +7,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pointsman_api.route_table import PrefixIndex
 from pointsman_serving.engines.continuation_gate import ContinuationGate
 from pointsman_serving.engines.engine import EngineFailedError
+from pointsman_serving.engines.kv_events import (
+    KvEventsHeader,
+    bind_to_this_node,
+    kv_events_argument,
+    kv_events_value,
+)
 from pointsman_serving.engines.load_header import LoadHeader
 
 if TYPE_CHECKING:
@@ -42,11 +49,15 @@ class VllmEngine:
         self, client: Any, app: ASGIApp, read_load: Callable[[], Mapping[str, float]]
     ) -> None:
         self._client = client
-        self._app = LoadHeader(app, read_load)
+        self._app: ASGIApp = LoadHeader(app, read_load)
+        ports = kv_events_value(client.get_kv_event_sources())
+        if ports is not None:
+            self._app = KvEventsHeader(self._app, ports)
 
     @property
     def app(self) -> ASGIApp:
-        """vLLM's own FastAPI application, with the load header on every answer."""
+        """vLLM's own FastAPI application, with the load header on every answer, and where its
+        KV events are."""
         return self._app
 
     async def check_health(self) -> None:
@@ -75,6 +86,8 @@ async def start_vllm(options: ReplicaOptions) -> VllmEngine:
         RuntimeError: the engine core did not start; its own log says why.
     """
     _prepare_environment(options.model_path)
+    if options.prefix_index == PrefixIndex.EVENTS:
+        bind_to_this_node()
 
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -123,6 +136,8 @@ def vllm_arguments(options: ReplicaOptions) -> list[str]:
         # usage.prompt_tokens_details.cached_tokens: what a router learns the true hits from.
         "--enable-prompt-tokens-details",
     ]
+    if options.prefix_index == PrefixIndex.EVENTS:
+        derived.append(kv_events_argument())
     if options.context_tokens is not None:
         derived.append(f"--max-model-len={options.context_tokens}")
     return [*derived, *options.arguments]

@@ -14,6 +14,7 @@ from pointsman_api.route_table import Rule
 from pointsman_serving.engines.continuation import refusal
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.failure import STALLED, Failure
+from pointsman_serving.gateway.kv.lessons import is_text_alone, learn_answer, learn_prompt
 from pointsman_serving.gateway.leg import Leg
 from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.gateway.said import Said
@@ -32,6 +33,7 @@ class Continuation:
     Args:
         request: as it came.
         body: as it came; its bytes are kept while the stream runs.
+        teaches: which tokens the prompt is, is worth knowing.
     """
 
     __slots__ = (
@@ -40,6 +42,7 @@ class Continuation:
         "_original",
         "_plane",
         "_said",
+        "_teaches",
         "_tokens_before",
         "begun",
         "pool",
@@ -47,11 +50,14 @@ class Continuation:
         "revision",
     )
 
-    def __init__(self, plane: DataPlane, request: RouteRequest, body: RequestBody) -> None:
+    def __init__(
+        self, plane: DataPlane, request: RouteRequest, body: RequestBody, *, teaches: bool
+    ) -> None:
         self._plane = plane
         self._original = request
         self._body = body
-        self._said = Said(hide_tokens=not body.asks_token_ids)
+        self._teaches = teaches
+        self._said = Said(hide_tokens=not body.asks_token_ids, keep_prompt=teaches)
         self._kept = 0
         self._tokens_before = 0
         self.begun = False
@@ -74,7 +80,10 @@ class Continuation:
             or refusal(body.fields) is not None
         ):
             return None
-        return cls(plane, request, body)
+        teaches = any(
+            plane.kv_feeds.wants(target.pool) for target in rule.targets
+        ) and is_text_alone(body.fields)
+        return cls(plane, request, body, teaches=teaches)
 
     def asks_token_ids(self, pool: str) -> bool:
         """Whether replicas of a pool are asked for token ids."""
@@ -123,6 +132,8 @@ class Continuation:
         self._body.keep_bytes()
         self.pool = leg.key.pool
         self.revision = head.revision
+        if self._teaches:
+            learn_prompt(self._plane.scheduler.kv, self.pool, self.request, self._said)
         return True
 
     def got_on(self, failure: Failure) -> bool:
@@ -155,5 +166,8 @@ class Continuation:
 
     def end(self) -> None:
         """The request has ended."""
+        if self._teaches and not self.begun:
+            index = self._plane.scheduler.kv
+            learn_answer(index, self.pool, self._original, self._body.raw, self._said)
         self._plane.kept_bodies.give_back(self._kept)
         self._kept = 0

@@ -70,6 +70,7 @@ _NOT_TO_CLIENTS = HOP_BY_HOP | {
     b"x-pointsman-replica",
     b"x-pointsman-instance",
     b"x-pointsman-revision",
+    b"x-pointsman-kv-events",
     b"endpoint-load-metrics",
 }
 

@@ -62,6 +62,17 @@ def route_request(
     )
 
 
+def engine_salt(tenant: str) -> str:
+    """The salt that the engine gets with a request of that tenant, as ``route_request`` names it.
+
+    It is :func:`cache_salt`'s, or the client's own where that adds nothing.
+    """
+    name, separated, client_salt = tenant.partition("\0")
+    if not separated:
+        return name
+    return _both_salts(name, client_salt) if name else client_salt
+
+
 def cache_salt(pool: PoolEntry | None, api: Api, tenant: str, client_salt: str, rule: Rule) -> str:
     """The salt that keeps a tenant's blocks apart inside the engine; empty: nothing to add."""
     if (
@@ -74,4 +85,8 @@ def cache_salt(pool: PoolEntry | None, api: Api, tenant: str, client_salt: str, 
         return ""
     if not client_salt:
         return tenant
+    return _both_salts(tenant, client_salt)
+
+
+def _both_salts(tenant: str, client_salt: str) -> str:
     return hashlib.blake2b(f"{tenant}\0{client_salt}".encode(), digest_size=16).hexdigest()

@@ -197,6 +197,8 @@ class Leg:
             self.assignment.report(head.load_report)
         if head.instance:
             self.assignment.instance(head.instance)
+        if head.kv_events:
+            self._upstreams.announced(self.endpoint.address, head.kv_events)
         failure = self._judge.of_head(head)
         if failure is not None:
             self._fail(failure)

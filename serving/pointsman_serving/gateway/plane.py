@@ -18,6 +18,7 @@ from pointsman_serving.gateway.external import ExternalPools
 from pointsman_serving.gateway.headers import RequestHeaders
 from pointsman_serving.gateway.held import HeldBytes
 from pointsman_serving.gateway.isolation import cache_salt, isolation_of, route_request
+from pointsman_serving.gateway.kv.feeds import KvFeeds
 from pointsman_serving.gateway.metrics import Metrics
 from pointsman_serving.gateway.news import News
 from pointsman_serving.gateway.openai import ApiError
@@ -107,6 +108,8 @@ class DataPlane:
             clock=clock,
         )
         self.news = News(clock)
+        self.kv_feeds = KvFeeds(scheduler.kv, lambda: self.table.pools, news=self.news, clock=clock)
+        self.upstreams.announced = self.kv_feeds.announced
         self.bodies = HeldBytes(settings.max_held_body_bytes)
         self.kept_bodies = HeldBytes(settings.max_kept_body_bytes)
         self._budgets: dict[RuleKey, RuleBudgets] = {}
@@ -140,6 +143,7 @@ class DataPlane:
         )
         known_rules = {(route.policy, rule.name) for route, rule in rules}
         self._budgets = {key: each for key, each in self._budgets.items() if key in known_rules}
+        self.kv_feeds.retain(self.replicas)
         for name, pool in table.pools.items():
             known = before.pools.get(name)
             if known is not None and known.backend is not pool.backend:
@@ -165,6 +169,7 @@ class DataPlane:
         self.replicas[pool] = self._told[pool] = listed
         self.scheduler.set_replicas(pool, addresses, now=self.clock())
         self.upstreams.retain(pool, addresses)
+        self.kv_feeds.retain(self.replicas)
         self.dispatcher.wake_soon()
 
     def refresh_credentials(self) -> None:
@@ -316,6 +321,7 @@ class DataPlane:
         for relay in list(self.relays):
             relay.stop(openai.shutting_down())
         self.upstreams.close()
+        self.kv_feeds.close()
 
     # What can be read.
 
@@ -351,4 +357,6 @@ class DataPlane:
             open_upstream_connections=self.upstreams.open_connections,
             config_hash=self.config_hash,
             scheduler=self.scheduler.snapshot(),
+            kv=self.scheduler.kv.snapshot(),
+            kv_feeds=self.kv_feeds.readings(),
         )

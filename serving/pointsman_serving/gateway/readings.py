@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.core import (
@@ -12,7 +12,10 @@ from prometheus_client.core import (
     Metric,
 )
 
+from pointsman_serving.gateway.kv.feeds import FeedReading
+from pointsman_serving.gateway.kv.readings import kv_families
 from pointsman_serving.routing.breaker import BreakerState
+from pointsman_serving.routing.kv.index import KvSnapshot
 from pointsman_serving.routing.snapshot import PoolSnapshot, ReplicaSnapshot, SchedulerSnapshot
 
 
@@ -31,6 +34,9 @@ class Readings:
     open_upstream_connections: int
     config_hash: str
     scheduler: SchedulerSnapshot
+    kv: Sequence[KvSnapshot] = ()
+    kv_feeds: Mapping[str, FeedReading] = field(default_factory=dict)
+    """By pool."""
 
 
 # Only replicas that are there now have series, so their churn adds none for good.
@@ -101,6 +107,7 @@ def reading_families(readings: Readings) -> Iterable[Metric]:
         for pool in readings.scheduler.pools:
             counter.add_metric([pool.name], count_of(pool))
         yield counter
+    yield from kv_families(readings.kv, readings.kv_feeds)
     replicas = [replica for pool in readings.scheduler.pools for replica in pool.replicas]
     for name, text, value in _REPLICA_GAUGES:
         family = GaugeMetricFamily(

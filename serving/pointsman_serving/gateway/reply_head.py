@@ -19,6 +19,7 @@ class ReplyHead:
     __slots__ = (
         "headers",
         "instance",
+        "kv_events",
         "load_report",
         "retry_after_seconds",
         "revision",
@@ -36,6 +37,8 @@ class ReplyHead:
         """Which model, arguments and engine made it; empty where the replica does not say."""
         self.instance = ""
         """Which start of the replica made it; empty where it does not say."""
+        self.kv_events = b""
+        """Where the replica publishes its KV cache events; empty where it does not."""
         content_type = encoding = b""
         for name, value in headers:
             if name == b"content-type":
@@ -48,6 +51,8 @@ class ReplyHead:
                 self.revision = value.decode("latin-1")
             elif name == b"x-pointsman-instance":
                 self.instance = value.decode("latin-1")
+            elif name == b"x-pointsman-kv-events":
+                self.kv_events = value
             elif name == b"retry-after" and value.isdigit() and len(value) < 6:
                 self.retry_after_seconds = int(value)
         # What is compressed cannot be cut at its events.

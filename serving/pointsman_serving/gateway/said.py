@@ -41,11 +41,13 @@ class Said:
 
     Args:
         hide_tokens: the client did not ask for token ids, so it gets none.
+        keep_prompt: keep the ids of the prompt's tokens too.
     """
 
     __slots__ = (
         "_begun",
         "_hide_tokens",
+        "_keep_prompt",
         "_once",
         "_repeated",
         "_repeated_tokens",
@@ -56,13 +58,15 @@ class Said:
         "id",
         "model",
         "object",
+        "prompt_ids",
         "prompt_tokens",
         "resumed",
         "tokens",
     )
 
-    def __init__(self, *, hide_tokens: bool) -> None:
+    def __init__(self, *, hide_tokens: bool, keep_prompt: bool = False) -> None:
         self._hide_tokens = hide_tokens
+        self._keep_prompt = keep_prompt
         self._texts: dict[_Channel, list[str]] = {}
         self._once: set[_Channel] = set()
         """Members that are said once: the role, a tool call's id, type and name."""
@@ -73,6 +77,8 @@ class Said:
         self.tokens = array("I")
         """The ids of all output tokens so far."""
         self.prompt_tokens: int | None = None
+        self.prompt_ids = array("I")
+        """The ids of the prompt's tokens, where they are kept and were told."""
         self.finished = False
         """Whether the finish reason was passed on."""
         self.flaw = ""
@@ -126,7 +132,7 @@ class Said:
             self.id, self.object = chunk.id, chunk.object
             self.created, self.model = chunk.created, chunk.model
         if chunk.prompt_token_ids is not None:
-            self.prompt_tokens = len(chunk.prompt_token_ids)
+            self._note_prompt(chunk.prompt_token_ids)
         if not chunk.choices:
             return
         choice = chunk.choices[0]
@@ -134,7 +140,7 @@ class Said:
             self.spoil("it has several choices")
             return
         if choice.prompt_token_ids is not None:
-            self.prompt_tokens = len(choice.prompt_token_ids)
+            self._note_prompt(choice.prompt_token_ids)
         if choice.token_ids:
             try:
                 self.tokens.extend(choice.token_ids)
@@ -146,6 +152,14 @@ class Said:
             self._add("text", choice.text)
         if choice.finish_reason is not None:
             self.finished = True
+
+    def _note_prompt(self, ids: list[int]) -> None:
+        self.prompt_tokens = len(ids)
+        if self._keep_prompt:
+            try:
+                self.prompt_ids = array("I", ids)
+            except OverflowError:
+                self.spoil("its prompt's token ids are out of range")
 
     def _note_delta(self, delta: dict[str, Any]) -> None:
         for name, value in delta.items():
@@ -339,6 +353,12 @@ class Said:
             },
         }
         return b"data: " + _encode(event) + b"\n\n" + end
+
+    def sole_text(self, channel: str) -> str | None:
+        """All of one text; None where anything else was said beside it."""
+        if self._texts.keys() != {channel}:
+            return None
+        return "".join(self._texts[channel])
 
     @property
     def bytes(self) -> int:

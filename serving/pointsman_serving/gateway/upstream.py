@@ -37,6 +37,8 @@ class Upstreams:
         self._open: set[UpstreamConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._tls: ssl.SSLContext | None = None
+        self.announced: Callable[[ReplicaAddress, bytes], None] = _unheard
+        """Told by a reply where its replica publishes its KV cache events."""
 
     @property
     def open_connections(self) -> int:
@@ -164,3 +166,7 @@ class Upstreams:
     def _close_all(connections: list[UpstreamConnection]) -> None:
         for connection in connections:
             connection.abandon()
+
+
+def _unheard(_address: ReplicaAddress, _value: bytes) -> None:
+    """Nobody follows any events."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pointsman_serving.routing.kv.held import HeldBlocks
+    from pointsman_serving.routing.kv.token_chains import KnownChain
     from pointsman_serving.routing.types import PrefixBlock
 
 ASSUMED_CAPACITY_BYTES: Final = 2_000_000
@@ -62,6 +64,7 @@ class CacheEstimate:
         "capacity_bytes",
         "confidence",
         "epoch",
+        "held",
         "max_blocks",
         "predicted_tokens",
     )
@@ -72,6 +75,8 @@ class CacheEstimate:
         self.confidence = 1.0
         """Actual over predicted cached tokens, lately; scales what is believed."""
         self.epoch = 0
+        self.held: HeldBlocks | None = None
+        """What the engine itself tells of its cache, while it is heard."""
         self.predicted_tokens = 0.0
         self.actual_tokens = 0.0
         """Sums over the answers whose engine counted cached tokens."""
@@ -107,6 +112,44 @@ class CacheEstimate:
             else:
                 high = middle
         return blocks[low][1]
+
+    def exact_tokens(
+        self, blocks: Sequence[PrefixBlock], chain: KnownChain | None, tokens_per_byte: float
+    ) -> float | None:
+        """Tokens of a prompt that are cached, as the engine tells, or are being computed.
+
+        Args:
+            chain: the prompt's token blocks as far as they are known.
+            tokens_per_byte: for what lies beyond these.
+
+        Returns:
+            None where the engine has not told, so that belief is all there is.
+        """
+        held = self.held
+        if held is None or chain is None or not held.usable:
+            return None
+        if held.block_tokens != chain.block_tokens:
+            return None
+        known = len(chain.blocks) * held.block_tokens
+        if not known:
+            return None
+        count = held.held_blocks(chain.blocks)
+        if count == len(chain.blocks):
+            # What follows was never seen in tokens.
+            beyond = self.cached_bytes(blocks) - chain.end_bytes
+            return known + max(0, beyond) * tokens_per_byte * self.confidence
+        told = float(count * held.block_tokens)
+        if not held.complete:
+            share = min(1.0, self.cached_bytes(blocks) / chain.end_bytes)
+            return None if share * known * self.confidence > told else told
+        if self._in_flight:
+            share = min(1.0, self._in_flight_bytes(blocks) / chain.end_bytes)
+            return max(told, share * known)
+        return told
+
+    def _in_flight_bytes(self, blocks: Sequence[PrefixBlock]) -> int:
+        in_flight = self._in_flight
+        return next((end for block, end in reversed(blocks) if block in in_flight), 0)
 
     def begin(self, blocks: Sequence[PrefixBlock]) -> Belief:
         """Note that a prompt was sent; returns what was believed of it just before."""

@@ -31,6 +31,9 @@ def learn_from(ticket: Ticket, usage: Usage | None, *, now: float) -> None:
     if usage.cached_tokens is not None:
         cached = min(max(usage.cached_tokens, 0), _MOST_TOKENS)
         replica.cache.learn(ticket.belief, ticket.predicted_cached_tokens, cached)
+        ticket.accuracy.judge(ticket.expected_cached_tokens, cached)
+        if ticket.told and replica.cache.held is not None:
+            replica.cache.held.judge(ticket.expected_cached_tokens, cached)
     if not ticket.slot_was_free:
         # Its time says when a slot became free, not how fast the replica is.
         return

@@ -93,6 +93,7 @@ class PoolTerms:
         "_base_seconds",
         "_blocks",
         "_cached_dollars",
+        "_chain",
         "_evenness",
         "_input_dollars",
         "_least_assigned",
@@ -143,6 +144,7 @@ class PoolTerms:
         self._steps = self.output_tokens - 1.0 if answers else 0.0
         self._now = now
         self._blocks = prompt.blocks
+        self._chain = pool.chains.find(prompt) if len(pool.chains) else None
         self._tokens_per_byte = per_byte
         self._base_seconds, per_token = latency.prefill
         self._seconds_per_token = max(per_token, _LEAST_SECONDS_PER_TOKEN)
@@ -172,10 +174,19 @@ class PoolTerms:
         cached = 0.0
         if self._blocks:
             cache = replica.cache
-            cached = cache.cached_bytes(self._blocks) * self._tokens_per_byte * cache.confidence
-            if cached > self.prompt_tokens - 1.0:
-                cached = self.prompt_tokens - 1.0
+            told = None
+            if self._chain is not None:
+                told = cache.exact_tokens(self._blocks, self._chain, self._tokens_per_byte)
+            if told is not None:
+                cached = told
+            else:
+                cached = cache.cached_bytes(self._blocks) * self._tokens_per_byte * cache.confidence
+                if cached > self.prompt_tokens - 1.0:
+                    cached = self.prompt_tokens - 1.0
+        # What an engine has told may be more than the prompt was thought to have.
         uncached = self.prompt_tokens - cached
+        if uncached < 1.0:
+            uncached = 1.0
 
         running, waiting = load.others(now)
         ahead = load.pending_ahead(now, seconds_per_token) + waiting * self._mean_uncached

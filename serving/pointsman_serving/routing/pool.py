@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pointsman_api.route_table import BackendType, PoolEntry
+from pointsman_serving.routing.accuracy import Accuracy
 from pointsman_serving.routing.breaker import BreakerState
 from pointsman_serving.routing.features import refused_by
+from pointsman_serving.routing.kv.token_chains import TokenChains
 from pointsman_serving.routing.latency import PoolLatency
 from pointsman_serving.routing.replica import ReplicaState
 from pointsman_serving.routing.ring import DualRing
@@ -44,8 +46,11 @@ class PoolState:
         "_asked",
         "_draining",
         "_slow_start_seconds",
+        "chains",
         "ejections",
         "entry",
+        "estimated",
+        "exact",
         "latency",
         "mean_uncached_tokens",
         "replicas",
@@ -70,6 +75,12 @@ class PoolState:
         self._slow_start_seconds = slow_start_seconds
         self.latency = PoolLatency(fleet.latency)
         self.tokens = TokenModel(fleet.tokens)
+        self.chains = TokenChains()
+        """The prompts whose tokens are known, where the engines tell what they hold."""
+        self.exact = Accuracy()
+        """Of what the engines told."""
+        self.estimated = Accuracy()
+        """Of what was believed."""
         self.mean_uncached_tokens = 0.0
         """Of the requests sent lately."""
         self.ring = DualRing(seed=seed)

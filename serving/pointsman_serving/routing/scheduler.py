@@ -13,6 +13,8 @@ from pointsman_serving.routing import reasons
 from pointsman_serving.routing.cache import MAX_BLOCKS_PER_REPLICA
 from pointsman_serving.routing.choice import Question, choose
 from pointsman_serving.routing.holders import PrefixHolders, prefix_key
+from pointsman_serving.routing.issuing import issue
+from pointsman_serving.routing.kv.index import KvIndex
 from pointsman_serving.routing.learning import learn_from
 from pointsman_serving.routing.pool import FleetModels, PoolState
 from pointsman_serving.routing.slow_start import SLOW_START_SECONDS
@@ -22,7 +24,6 @@ from pointsman_serving.routing.table import CompiledTable
 from pointsman_serving.routing.targets import eligible_targets
 from pointsman_serving.routing.ticket import Ticket, TicketPhase
 from pointsman_serving.routing.types import (
-    Candidate,
     Decision,
     LoadReport,
     Outcome,
@@ -77,6 +78,8 @@ class Scheduler:
         self._holders = PrefixHolders()
         self._fleet = FleetModels()
         self._dispatched = 0
+        self.kv = KvIndex(lambda: self._pools)
+        """What the engines tell of their prefix caches."""
         self._set_pools(table)
 
     def set_table(self, table: RouteTable) -> None:
@@ -175,7 +178,7 @@ class Scheduler:
         if pool is None or replica is None:
             raise ValueError(f"the replica {key.pool}/{key.replica} is gone; decide again")
         self._dispatched += 1
-        ticket = _ticket(request, replica, decision.winner, pool, now)
+        ticket = issue(request, replica, decision.winner, pool, now)
         replica.assign(ticket.uncached_tokens, number=self._dispatched, now=now)
         pool.note_uncached(ticket.uncached_tokens)
         replica.load.dispatch(ticket, now=now)
@@ -267,13 +270,9 @@ class Scheduler:
             pool.failed(replica, now=now, hard=hard)
 
     def instance(self, key: ReplicaKey, value: str, *, now: float) -> bool:
-        """Take the name of the life that a replica's engine is in.
+        """Take the name of the life that a replica's engine is in; True where it has changed.
 
-        Where it has changed, what was learned of the life before is forgotten: cached blocks,
-        reported load and failures.
-
-        Returns:
-            Whether it has changed.
+        What was learned of the life before is forgotten then: blocks, reported load and failures.
         """
         pool, replica = self._pool(key), self._find(key)
         if pool is None or replica is None:
@@ -300,18 +299,18 @@ class Scheduler:
 
     def has_room(self, pools: Iterable[str], *, now: float) -> bool:
         """Whether a replica of any of the pools could take a request now."""
-        states = (self._pools.get(pool) for pool in pools)
-        return any(state is not None and state.has_room(now) for state in states)
+        return any(pool.has_room(now) for pool in self._known(pools))
 
     def has_replica(self, pools: Iterable[str], *, now: float) -> bool:
         """Whether any of the pools has a replica that serves, however busy it is."""
-        states = (self._pools.get(pool) for pool in pools)
-        return any(state is not None and state.has_replica(now) for state in states)
+        return any(pool.has_replica(now) for pool in self._known(pools))
 
     def capacity(self, pools: Iterable[str]) -> int:
         """How many requests all replicas of the pools take at once."""
-        states = (self._pools.get(pool) for pool in pools)
-        return sum(state.capacity for state in states if state is not None)
+        return sum(pool.capacity for pool in self._known(pools))
+
+    def _known(self, pools: Iterable[str]) -> list[PoolState]:
+        return [self._pools[pool] for pool in pools if pool in self._pools]
 
     def address(self, key: ReplicaKey) -> ReplicaAddress | None:
         """Where a replica listens; None where it is not known (any more)."""
@@ -397,26 +396,3 @@ class Scheduler:
             reason=reasons.no_rule(request, table),
             policy=table.routes[request.model].policy,
         )
-
-
-def _ticket(
-    request: RouteRequest, replica: ReplicaState, winner: Candidate, pool: PoolState, now: float
-) -> Ticket:
-    blocks = request.prompt.blocks
-    tokens = pool.tokens
-    prompt_tokens = tokens.prompt_tokens(request.prompt.total_bytes)
-    belief = replica.cache.begin(blocks)
-    predicted = min(belief.cached_bytes * tokens.prompt[1], prompt_tokens - 1.0)
-    factor = replica.latency.prefill_factor.at(now)
-    return Ticket(
-        replica=replica,
-        request=request,
-        belief=belief,
-        now=now,
-        predicted_cached_tokens=predicted,
-        predicted_ttft_seconds=winner.predicted_ttft_seconds,
-        uncached_tokens=prompt_tokens - predicted * replica.cache.confidence,
-        tokens_ahead=replica.load.pending_ahead(now, pool.latency.prefill[1] * factor),
-        slot_was_free=replica.load.in_flight < replica.slots,
-        probe=replica.breaker.sent(now),
-    )

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pointsman_serving.routing.accuracy import Accuracy
     from pointsman_serving.routing.cache import Belief
     from pointsman_serving.routing.replica import ReplicaState
     from pointsman_serving.routing.types import ReplicaKey, RouteRequest
@@ -26,9 +27,11 @@ class Ticket:
     """
 
     __slots__ = (
+        "accuracy",
         "batch_seconds_at_first_token",
         "belief",
         "dispatched_at",
+        "expected_cached_tokens",
         "first_token_at",
         "key",
         "phase",
@@ -40,6 +43,7 @@ class Ticket:
         "slot_was_free",
         "tokens",
         "tokens_ahead",
+        "told",
         "uncached_tokens",
     )
 
@@ -51,6 +55,9 @@ class Ticket:
         belief: Belief,
         now: float,
         predicted_cached_tokens: float,
+        expected_cached_tokens: float,
+        told: bool,
+        accuracy: Accuracy,
         predicted_ttft_seconds: float,
         uncached_tokens: float,
         tokens_ahead: float,
@@ -66,7 +73,13 @@ class Ticket:
         self.first_token_at: float | None = None
         self.tokens = 0
         self.predicted_cached_tokens = predicted_cached_tokens
-        """Before scaling by the replica's confidence."""
+        """As believed, before scaling by the replica's confidence."""
+        self.expected_cached_tokens = expected_cached_tokens
+        """What was reckoned with: what the engine told, or else the scaled belief."""
+        self.told = told
+        """Whether the engine told it."""
+        self.accuracy = accuracy
+        """Of the pool's predictions of that kind."""
         self.predicted_ttft_seconds = predicted_ttft_seconds
         self.uncached_tokens = uncached_tokens
         """Counted as pending prefill until the first token."""

@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from pointsman_api.modelpool import EngineType, ExpertsImplementation
+from pointsman_api.route_table import PrefixIndex
 from pointsman_serving.engines.identity import IdentityHeaders, ReplicaIdentity
 from pointsman_serving.engines.options import ReplicaOptions
 from pointsman_serving.engines.revision import token_revision
@@ -114,7 +115,13 @@ def test_revision_differs_when_the_environment_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"pool": "other"}, {"served_model_name": "other"}, {"max_sequences": 8}]
+    "change",
+    [
+        {"pool": "other"},
+        {"served_model_name": "other"},
+        {"max_sequences": 8},
+        {"prefix_index": PrefixIndex.EVENTS},
+    ],
 )
 def test_revision_is_the_same_when_the_tokens_are(change: dict[str, Any]) -> None:
     assert token_revision(OPTIONS) == token_revision(replace(OPTIONS, **change))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pointsman_api.modelpool import EngineType
+from pointsman_api.route_table import PrefixIndex
 from pointsman_serving.engines.engine import EngineFailedError
 from pointsman_serving.engines.load_header import LoadHeader, load_header_value
 from pointsman_serving.engines.load_lock import LOAD_LOCK_VARIABLE, turn_to_load
@@ -201,6 +204,19 @@ def test_pools_own_arguments_come_last_when_vllm_is_started() -> None:
         "--enable-prefix-caching",
         "--enable-prompt-tokens-details",
     } == set(arguments[:-1])
+
+
+def test_vllm_publishes_its_cache_when_the_pool_wants_events() -> None:
+    more = set(vllm_arguments(replace(OPTIONS, prefix_index=PrefixIndex.EVENTS)))
+    (argument,) = more - set(vllm_arguments(OPTIONS))
+    flag, _, config = argument.partition("=")
+    assert "--kv-events-config" == flag
+    assert {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": "tcp://*:0",
+        "replay_endpoint": "tcp://*:0",
+    } == json.loads(config)
 
 
 def test_simulated_takes_the_pools_fields_when_started() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from pointsman_serving.routing.accuracy import Accuracy
 from pointsman_serving.routing.latency import PoolLatency
 from pointsman_serving.routing.load import REPORT_FADES_SECONDS, ReplicaLoad, dispatch_credit
 from pointsman_serving.routing.replica import ReplicaState
@@ -20,6 +21,9 @@ def ticket(tokens: float, *, now: float = 0.0, stream: bool = True) -> Ticket:
         belief=replica.cache.begin(request.prompt.blocks),
         now=now,
         predicted_cached_tokens=0.0,
+        expected_cached_tokens=0.0,
+        told=False,
+        accuracy=Accuracy(),
         predicted_ttft_seconds=1.0,
         uncached_tokens=tokens,
         tokens_ahead=0.0,

@@ -1,0 +1,1 @@
+"""What replicas tell of their KV caches: subscriptions, and what is learned from streams."""

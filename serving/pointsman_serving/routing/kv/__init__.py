@@ -1,0 +1,1 @@
+"""Exact knowledge of cached prefixes, from engines' KV events."""

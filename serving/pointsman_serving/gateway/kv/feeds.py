@@ -160,7 +160,7 @@ class KvFeeds:
                 if self._news.is_new("no pyzmq"):
                     log.warning(
                         "pools with prefixIndex Events are estimated: this gateway has no pyzmq; "
-                        "install pointsman[exact]"
+                        "install pointsman[gateway]"
                     )
                 return None
             self._context = zmq.asyncio.Context()

@@ -165,6 +165,28 @@ async def test_stream_goes_on_each_time_when_it_breaks_many_times() -> None:
     assert_same(expected, found)
 
 
+@pytest.mark.pain_18
+@pytest.mark.parametrize("how", list(Cut))
+@pytest.mark.parametrize("cut", [1, 2])
+async def test_stream_goes_on_when_the_next_replica_fails_in_its_repetition(
+    cut: int, how: Cut
+) -> None:
+    expected = await unbroken()
+    patient = replace(QUICK, attempts=4, first_token_timeout_seconds=0.5)
+    async with cut_fleet(9, cut, how=how, resilience=patient, revisions="aaa") as (gateway, _):
+        found = read(await ask(gateway, post(BODY)))
+    assert_same(expected, found)
+
+
+@pytest.mark.pain_18
+async def test_stream_that_has_got_on_goes_on_when_the_retry_budget_is_spent() -> None:
+    expected = await unbroken()
+    spent = replace(QUICK, retry_budget_percent=0.0)
+    async with cut_fleet(20, how=Cut.SILENCE, resilience=spent) as (gateway, _):
+        found = read(await ask(gateway, post(BODY)))
+    assert_same(expected, found)
+
+
 async def test_completion_goes_on_when_its_replica_fails() -> None:
     body: dict[str, object] = {
         "model": "m",

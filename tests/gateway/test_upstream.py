@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
+import pytest
+
+from pointsman_serving.gateway.connection import UpstreamConnection
+from pointsman_serving.gateway.upstream import Upstreams
 from tests.gateway.fake_engine import FakeEngine, answer, chat_object, head, raw, reset, stream_of
-from tests.gateway.harness import ask, chat, client_of, gateway_to, post, until
+from tests.gateway.harness import address_of, ask, chat, client_of, gateway_to, post, until
 
 
 async def test_upstream_connection_is_used_again_when_the_reply_allows(engine: FakeEngine) -> None:
@@ -121,3 +126,28 @@ async def test_upstream_idle_connections_close_when_their_replica_leaves(
         # What runs on a replica that leaves the list ends as if nothing had happened.
         assert (await running).body.endswith(b"data: [DONE]\n\n")
         await until(lambda: engine.open == 0)
+
+
+@pytest.mark.pain_5
+async def test_upstream_connection_is_not_counted_when_it_is_given_up_just_as_it_is_there(
+    engine: FakeEngine,
+) -> None:
+    class Nobody:
+        def connected(self, connection: UpstreamConnection) -> None:
+            connection.abandon()
+
+        def connect_failed(self, reason: str) -> None:
+            raise AssertionError(reason)
+
+    upstreams = Upstreams(idle_seconds=1.0, idle_connections=1, clock=time.monotonic)
+    endpoint = upstreams.endpoint(address_of(engine))
+    given_up = 0
+    for _ in range(20):
+        connecting = upstreams.connect(endpoint, Nobody(), timeout_seconds=5.0, fresh=True)  # type: ignore[arg-type]
+        assert connecting is not None
+        while not upstreams.open_connections and not connecting.done():
+            await asyncio.sleep(0)
+        given_up += connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        await until(lambda: upstreams.open_connections == 0)
+    assert given_up > 0

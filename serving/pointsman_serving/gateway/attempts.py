@@ -123,7 +123,10 @@ class Attempts:
         """
         if self._tried >= self._allowed(resumes=resumes):
             return False
-        if failure.gone or self._budget.withdraw(1.0, self._plane.clock()):
+        # A stream that has got on since its last failure has done ordinary work for its next try,
+        # and where a replica stalls with all its streams, all of them come at once.
+        got_on = resumes and self._tried <= 0
+        if failure.gone or got_on or self._budget.withdraw(1.0, self._plane.clock()):
             return True
         self._plane.metrics.trouble.retries_refused += 1
         return False

@@ -84,15 +84,18 @@ class Upstreams:
         self, endpoint: Endpoint, exchange: Exchange, timeout_seconds: float
     ) -> None:
         address = endpoint.address
+        connection = UpstreamConnection(self, endpoint)
+        made = False
         try:
             async with asyncio.timeout(timeout_seconds):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: UpstreamConnection(self, endpoint),
+                await asyncio.get_running_loop().create_connection(
+                    lambda: connection,
                     address.host,
                     address.port,
                     ssl=self._tls_context() if address.tls else None,
                     server_hostname=address.host if address.tls else None,
                 )
+            made = True
         except TimeoutError:
             exchange.connect_failed(f"no connection within {timeout_seconds:g} s")
         except (OSError, UnicodeError) as error:
@@ -100,6 +103,10 @@ class Upstreams:
             exchange.connect_failed(f"cannot connect ({cause})")
         else:
             exchange.connected(connection)
+        finally:
+            if not made:
+                # uvloop tells nobody that it closes what is given up just when it is there.
+                self._open.discard(connection)
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:

@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 PAINS_ARGS ?=
+CHAOS_ARGS ?=
+SOAK_ARGS ?=
 
 .PHONY: help
 help: ## List the targets
@@ -53,6 +55,14 @@ test: install ## Run every test, the real Ray Serve and vLLM included
 .PHONY: test-fast
 test-fast: install ## Run the tests that need no Ray and no model
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: install ## Break replicas and a gateway under 240 streams for two minutes: none may show it
+	@$(BIN)/python -m tests.chaos.run --out benchmarks/results/chaos.json $(CHAOS_ARGS)
+
+.PHONY: soak
+soak: install ## Ten million prompts that never repeat, 100,000 tenants: memory stays flat (half an hour)
+	@$(BIN)/python -m benchmarks.soak --out benchmarks/results $(SOAK_ARGS)
 
 .PHONY: pains
 pains: install ## The 25 pains of shipping peers, and the tests that keep them away; PAINS_ARGS=--list

@@ -14,7 +14,7 @@ class Account:
         started: by the plane's clock.
     """
 
-    __slots__ = ("_events_before", "_first_event_at", "_plane", "_request", "_started")
+    __slots__ = ("_broken", "_events_before", "_first_event_at", "_plane", "_request", "_started")
 
     def __init__(self, plane: DataPlane, request: RouteRequest, started: float) -> None:
         self._plane = plane
@@ -22,6 +22,7 @@ class Account:
         self._started = started
         self._first_event_at: float | None = None
         self._events_before = 0
+        self._broken: Leg | None = None
 
     def committed(self, leg: Leg) -> None:
         """The client has got the first bytes."""
@@ -30,6 +31,7 @@ class Account:
     def broke(self, leg: Leg) -> None:
         """A replica has sent the last of what it will, and another one may go on."""
         self._events_before += leg.events
+        self._broken = leg
 
     def ended(self, code: int, leg: Leg | None, usage: Usage | None, *, resumed: bool) -> None:
         """Count the request, which has ended with ``code``.
@@ -44,7 +46,7 @@ class Account:
         series.ended(code, plane.clock() - self._started)
         if leg is None:
             return
-        events = self._events_before + leg.events
+        events = self._events_before + (0 if leg is self._broken else leg.events)
         first, last = self._first_event_at, leg.assignment.last_event_at
         if first is not None and last is not None and events:
             series.streamed(first - self._started, last - first, events)

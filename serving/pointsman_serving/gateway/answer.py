@@ -58,6 +58,7 @@ class Answer:
         if head is None or reading is None:
             raise RuntimeError("an attempt brought data before its head")
         self.committed = True
+        self._reply.release()
         lines = reply_lines(head.headers, external=leg.external)
         lines += routed_lines(self._request_id, leg.key)
         self._reply.start(head.status, lines, length=reading.length, body=data, last=last)

@@ -76,6 +76,10 @@ class Assignment:
         """Note which life of the replica answers; what the one before knew is forgotten."""
         self._scheduler.instance(self.key, value, now=self._clock())
 
+    def paused(self, paused: bool) -> None:
+        """Note that the client does not read, or reads again."""
+        self._scheduler.paused(self._ticket, paused, now=self._clock())
+
     def eject(self, *, hard: bool = False) -> None:
         """Note that the replica failed; ``hard``: it is not there at all."""
         self._scheduler.failed(self.key, now=self._clock(), hard=hard)

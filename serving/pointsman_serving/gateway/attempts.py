@@ -8,7 +8,7 @@ from pointsman_api.route_table import Rule
 from pointsman_serving.gateway import openai
 from pointsman_serving.gateway.assignment import Assignment
 from pointsman_serving.gateway.budget import Budget
-from pointsman_serving.gateway.failure import Failure, Judge
+from pointsman_serving.gateway.failure import REVISION, Failure, Judge
 from pointsman_serving.gateway.leg import Leg, LegOwner
 from pointsman_serving.gateway.openai import ApiError
 from pointsman_serving.gateway.plane import DataPlane
@@ -17,7 +17,7 @@ from pointsman_serving.routing.types import Decision, ReplicaKey, RouteRequest
 log = structlog.get_logger(__name__)
 
 _MOST_UNREACHED = 8
-"""Replicas that were not there, or of another revision, and do not count as attempts."""
+"""Replicas that could not be connected to and do not count as attempts."""
 
 
 class Attempts:
@@ -109,27 +109,26 @@ class Attempts:
         )
         self._failure_label = failure.label
         self._gone = failure.gone
-        if failure.untried and self._unreached < _MOST_UNREACHED:
+        if failure.label == REVISION or (failure.unconnected and self._unreached < _MOST_UNREACHED):
             self._unreached += 1
             self._tried -= 1
         self.error = failure.error or self.unanswered(failure.reason)
         return self.error
 
-    def may_go_on(self, failure: Failure, *, resumes: bool) -> bool:
-        """Whether there may be another one after ``failure``; it is counted as a retry then.
+    def refusal(self, failure: Failure, *, broke: bool = False, resumes: bool = False) -> str:
+        """Why there is no other one after ``failure``; empty where there may be.
 
         Args:
+            broke: it had brought a part of the answer, so that it has left the replica: to go on
+                adds no load, and where a replica hangs, all its streams come at once.
             resumes: the client has the beginning of the answer.
         """
         if self._tried >= self._allowed(resumes=resumes):
-            return False
-        # A stream that has got on since its last failure has done ordinary work for its next try,
-        # and where a replica stalls with all its streams, all of them come at once.
-        got_on = resumes and self._tried <= 0
-        if failure.gone or got_on or self._budget.withdraw(1.0, self._plane.clock()):
-            return True
+            return "it broke again without having got on"
+        if failure.gone or broke or self._budget.withdraw(1.0, self._plane.clock()):
+            return ""
         self._plane.metrics.trouble.retries_refused += 1
-        return False
+        return "the retry budget is spent"
 
     def _allowed(self, *, resumes: bool) -> int:
         # Who allows to continue allows one more attempt than the first.

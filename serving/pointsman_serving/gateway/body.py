@@ -87,7 +87,7 @@ class RequestBody:
             add_token_ids: ask for the ids of the output's tokens.
             after: the ids of the output's first tokens, after which the replica shall go on.
         """
-        if model == self.model and not (add_usage or cache_salt or add_token_ids):
+        if model == self.model and after is None and not (add_usage or cache_salt or add_token_ids):
             return self.raw
         if self._members is None:
             self._members = _decode_members(self.raw)
@@ -119,6 +119,12 @@ class RequestBody:
         self.raw = b""
         self.fields = {}
         self._members = None
+
+
+def goes_on(body: RequestBody) -> bool:
+    """Whether a body has the token ids with which the gateway continues streams."""
+    arguments = body.fields.get(ARGUMENTS_FIELD)
+    return isinstance(arguments, dict) and CONTINUE_ARGUMENT in arguments
 
 
 def parse_body(raw: bytes) -> RequestBody:

@@ -66,7 +66,8 @@ def without_token_ids(event: bytes) -> bytes:
     # As engines write it, for nearly every event; the expression knows all other ways.
     start = event.find(b',"token_ids":[')
     if start >= 0:
-        event = event[:start] + event[event.index(b"]", start) + 1 :]
+        end = event.find(b"]", start)
+        event = event[:start] + event[end + 1 :] if end >= 0 else event
     return _TOKEN_IDS.sub(b"", event) if b'token_ids"' in event else event
 
 

@@ -18,7 +18,7 @@ from pointsman_serving.gateway.kv.lessons import is_text_alone, learn_answer, le
 from pointsman_serving.gateway.leg import Leg
 from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.gateway.said import Said
-from pointsman_serving.routing.types import Api, RouteRequest
+from pointsman_serving.routing.types import Api, ReplicaKey, RouteRequest, Usage
 
 CONTINUING_ENGINES = frozenset({"VLLM", "Transformers", "Simulated"})
 
@@ -85,16 +85,16 @@ class Continuation:
         ) and is_text_alone(body.fields)
         return cls(plane, request, body, teaches=teaches)
 
-    def asks_token_ids(self, pool: str) -> bool:
-        """Whether replicas of a pool are asked for token ids."""
-        return self._plane.engine(pool) in CONTINUING_ENGINES
+    def covers(self, pool: str) -> bool:
+        """Whether streams of a pool's replicas can be continued: the engine tells token ids."""
+        return self.begun or self._plane.engine(pool) in CONTINUING_ENGINES
 
-    def said_for(self, pool: str) -> Said | None:
-        """What notes a stream of a pool's replica; None where that cannot be continued."""
+    def notes(self) -> Said:
+        """What notes the stream that begins now."""
         if self.begun:
             # What comes is a repetition from the beginning, whatever others have repeated.
             self._said.resume()
-        return self._said if self.asks_token_ids(pool) else None
+        return self._said
 
     @property
     def tokens(self) -> list[int] | None:
@@ -111,9 +111,21 @@ class Continuation:
         """Whether everything but the end of the stream was said."""
         return self._said.finished
 
-    def closing(self, *, usage: bool) -> bytes:
-        """The end of a stream that is finished; see :meth:`Said.closing`."""
-        return self._said.closing(usage=usage)
+    def closing(self, leg: Leg) -> tuple[bytes, Usage]:
+        """The end of a stream that is finished, and its usage.
+
+        Args:
+            leg: the attempt that broke; it may have brought the usage.
+        """
+        told = None if leg.reading is None else leg.reading.usage()
+        said = self._said
+        counted = Usage(prompt_tokens=said.prompt_tokens, completion_tokens=len(said.tokens))
+        end = said.closing(usage=told is None and self._body.asks_usage)
+        return end, counted if told is None else told
+
+    def others(self) -> set[ReplicaKey]:
+        """The replicas of the pool that are known to be of another revision."""
+        return self._plane.of_other_revisions(self.pool, self.revision)
 
     def keep(self, leg: Leg) -> bool:
         """Keep what a continuation needs, from the first byte on; False where there is no way."""
@@ -123,7 +135,7 @@ class Continuation:
             head is None
             or not head.streams
             or not head.revision
-            or not self.asks_token_ids(leg.key.pool)
+            or not leg.notes
             or not self._plane.kept_bodies.take(size)
         ):
             self._said.spoil("the replica cannot, or too much is kept for others")

@@ -146,7 +146,6 @@ class HotCycle:
         self, status: int, lines: bytes, *, length: int | None, body: bytes, last: bool
     ) -> None:
         """Write the status line, the headers and the first bytes, in one call."""
-        self.release()
         if self.disconnected or self.response_started:
             return
         self.response_started = True
@@ -193,6 +192,7 @@ class HotCycle:
     def abort(self) -> None:
         """Close without the end that the framing promises."""
         self.keep_alive = False
+        self.release()
         self.response_complete = True
         self.relay = None
         if self.http10:
@@ -202,6 +202,7 @@ class HotCycle:
             self._wire.transport.close()
 
     def _complete(self) -> None:
+        self.release()
         self.response_complete = True
         self.relay = None
         self._wire.hot_complete(self)

@@ -41,11 +41,6 @@ class Failure:
         """Whether the request was sent to nobody."""
         return self.label == CONNECT
 
-    @property
-    def untried(self) -> bool:
-        """Whether the replica did nothing about the request: that is no attempt at it."""
-        return self.label in (CONNECT, REVISION)
-
     def in_stream(self, why: str = "") -> ApiError:
         """What the client gets if a stream ends by it; ``why``: it cannot be continued."""
         reason = f"{self.reason}; it cannot be continued: {why}" if why else self.reason

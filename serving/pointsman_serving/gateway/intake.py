@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import structlog
 
 from pointsman_serving.gateway import openai
-from pointsman_serving.gateway.body import RequestBody, parse_body
+from pointsman_serving.gateway.body import RequestBody, goes_on, parse_body
 from pointsman_serving.gateway.headers import (
     Header,
     RequestHeaders,
@@ -77,6 +77,8 @@ def _relay(
     body: RequestBody,
     started: float,
 ) -> Relay:
+    if goes_on(body):
+        raise BadRequestError(openai.reserved_argument())
     request, found = plane.route(api, headers, body)
     if found is None:
         decision = plane.decide(request, started, ())

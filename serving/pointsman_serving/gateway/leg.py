@@ -26,7 +26,6 @@ from pointsman_serving.gateway.openai import ApiError, nested_too_deeply, stream
 from pointsman_serving.gateway.phase import LegPhase
 from pointsman_serving.gateway.reading import Reading
 from pointsman_serving.gateway.reply_head import ReplyHead
-from pointsman_serving.gateway.said import SeamError
 from pointsman_serving.gateway.upstream import Upstreams
 from pointsman_serving.routing.types import ReplicaKey, Usage
 
@@ -85,6 +84,7 @@ class Leg:
         "endpoint",
         "error_told",
         "late_at",
+        "notes",
         "phase",
         "reading",
         "reply",
@@ -115,6 +115,8 @@ class Leg:
         self.phase = LegPhase.CONNECTING
         self.late_at = 0.0
         """When something should have come, by the plane's clock."""
+        self.notes = False
+        """Whether what it brings is noted, and token ids are asked for, to go on elsewhere."""
         self.error_told = False
         """Whether the client has got an error of the replica in its stream."""
         self.reply: ReplyHead | None = None
@@ -195,7 +197,7 @@ class Leg:
         head = self.reply = ReplyHead(status, headers)
         if head.load_report is not None:
             self.assignment.report(head.load_report)
-        if head.instance:
+        if head.instance and not head.failed and not self.external:
             self.assignment.instance(head.instance)
         if head.kv_events:
             self._upstreams.announced(self.endpoint.address, head.kv_events)
@@ -214,11 +216,7 @@ class Leg:
         if reading is None or self.phase is LegPhase.ENDED:
             return
         before = reading.events
-        try:
-            passed = reading.feed(data, done=done)
-        except SeamError as error:
-            self._fail(Failure(label="seam", reason=str(error), eject=False))
-            return
+        passed = reading.feed(data, done=done)
         waiting = self.phase is LegPhase.WAITING
         if waiting and reading.error is not None and not (reading.error_held and reading.events):
             self._failed_in_stream(reading)
@@ -230,13 +228,19 @@ class Leg:
             reason = "the stream ended before its first event"
             self._fail(Failure(label="empty_stream", reason=reason))
             return
-        last = done and not flaw and not reading.error_held
+        if reading.seam and waiting and not reading.events:
+            self._fail(Failure(label="seam", reason=reading.seam, eject=False))
+            return
+        last = done and not flaw and not reading.error_held and not reading.seam
         if passed is not None or last:
             self.phase = LegPhase.REPLYING
             self.late_at = self.assignment.now() + self._next_token_seconds
             self._owner.leg_brought(self, passed or b"", last=last)
             if self.over:
                 return
+        if reading.seam:
+            self._break(Failure(label="seam", reason=reading.seam, eject=False))
+            return
         if reading.error is not None:
             self._error_in_reply(reading)
             if self.over:
@@ -318,11 +322,13 @@ class Leg:
         """Stop reading."""
         if self._connection is not None:
             self._connection.pause()
+            self.assignment.paused(True)
 
     def resume(self) -> None:
         """Read on."""
         if self._connection is not None:
             self._connection.resume()
+            self.assignment.paused(False)
 
     def end(self) -> None:
         """Leave the replica; the owner hears no more."""

@@ -86,6 +86,16 @@ def nested_too_deeply() -> ApiError:
     )
 
 
+def reserved_argument() -> ApiError:
+    """400: the client speaks the words of the gateway to its replicas."""
+    return invalid_request(
+        "vllm_xargs.pointsman_continue is the gateway's own; leave it out. To continue a text, end "
+        "the messages with it and set continue_final_message.",
+        param="vllm_xargs",
+        code="reserved_argument",
+    )
+
+
 def read_timeout(seconds: float) -> ApiError:
     """408: the request did not come."""
     return ApiError(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Protocol
 
-from pointsman_api.route_table import BackendType, CacheIsolation, RouteTable, Rule
+from pointsman_api.route_table import BackendType, CacheIsolation, Route, RouteTable, Rule
 from pointsman_serving.gateway import openai
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.budget import RuleBudgets
@@ -54,9 +54,6 @@ class Wanted(Protocol):
     @property
     def tokens(self) -> list[int] | None:
         """The ids after which the replica goes on; None: it begins."""
-
-    def asks_token_ids(self, pool: str) -> bool:
-        """Whether a pool's replicas are asked for token ids."""
 
 
 class DataPlane:
@@ -113,6 +110,7 @@ class DataPlane:
         self.bodies = HeldBytes(settings.max_held_body_bytes)
         self.kept_bodies = HeldBytes(settings.max_kept_body_bytes)
         self._budgets: dict[RuleKey, RuleBudgets] = {}
+        self._revisions: dict[str, dict[ReplicaKey, str]] = {}
         self._external = ExternalPools(credentials)
         self._sweeper: asyncio.TimerHandle | None = None
         self._credentials_due = 0.0
@@ -167,6 +165,9 @@ class DataPlane:
         if self._told.get(pool) == listed:
             return
         self.replicas[pool] = self._told[pool] = listed
+        listed_keys = {address.key for address in listed}
+        revisions = self._revisions.pop(pool, {})
+        self._revisions[pool] = {key: revisions[key] for key in listed_keys & revisions.keys()}
         self.scheduler.set_replicas(pool, addresses, now=self.clock())
         self.upstreams.retain(pool, addresses)
         self.kv_feeds.retain(self.replicas)
@@ -187,6 +188,15 @@ class DataPlane:
         """The engine of a pool's replicas; empty where it is somebody else's."""
         entry = self.table.pools.get(pool)
         return "" if entry is None else entry.engine
+
+    def note_revision(self, key: ReplicaKey, revision: str) -> None:
+        """Remember what revision a replica said that it is of."""
+        self._revisions.setdefault(key.pool, {})[key] = revision
+
+    def of_other_revisions(self, pool: str, revision: str) -> set[ReplicaKey]:
+        """The replicas of a pool that are known to be of another revision."""
+        known = self._revisions.get(pool, {})
+        return {key for key, value in known.items() if value != revision}
 
     def budgets_of(self, key: RuleKey, rule: Rule) -> RuleBudgets:
         """What the requests of a rule may cost once more."""
@@ -245,15 +255,15 @@ class DataPlane:
         now: float,
         exclude: Container[ReplicaKey],
         *,
-        pool: str = "",
+        within: tuple[Route, Rule, str] | None = None,
     ) -> Decision:
         """Ask the scheduler, and note how long it took.
 
         Args:
-            pool: only this one may be chosen; empty: any.
+            within: the rule that holds, and the only pool that may be chosen; None: by the table.
         """
         before = time.perf_counter()
-        decision = self.scheduler.decide(request, now=now, exclude=exclude, pool=pool)
+        decision = self.scheduler.decide(request, now=now, exclude=exclude, within=within)
         self.metrics.decision.observe(time.perf_counter() - before)
         return decision
 
@@ -288,7 +298,7 @@ class DataPlane:
         token_ids = False
         if continuation is not None:
             after = continuation.tokens
-            token_ids = continuation.asks_token_ids(address.key.pool)
+            token_ids = True
             if after is not None:
                 lines += b"x-pointsman-revision: %b\r\n" % continuation.revision.encode("latin-1")
         content = body.rewritten(

@@ -113,6 +113,10 @@ class ProgressReply:
         if last:
             self.end()
 
+    def release(self) -> None:
+        """The request's body is needed no more, or is counted elsewhere."""
+        self._reply.release()
+
     def send(self, data: bytes) -> None:
         """More of the body."""
         if self._kept is None:

@@ -42,15 +42,15 @@ class Reading(Protocol):
         """Whether that error was kept from the client."""
 
     @property
+    def seam(self) -> str:
+        """Why a stream does not go on where the last one broke; empty where it does."""
+
+    @property
     def ended(self) -> bool:
         """Whether the reply has said its last word, though the connection goes on."""
 
     def feed(self, data: bytes, *, done: bool) -> bytes | None:
-        """Take a piece; return what may be passed on, None while nothing must be committed.
-
-        Raises:
-            SeamError: a stream that is to be continued does not begin as it should.
-        """
+        """Take a piece; return what may be passed on, None while nothing must be committed."""
 
     def flaw(self) -> str:
         """Once all has come: why it is not whole; empty where it is."""
@@ -96,6 +96,11 @@ class StreamReading:
     def error_held(self) -> bool:
         """See :class:`Reading`."""
         return self._scanner.holding
+
+    @property
+    def seam(self) -> str:
+        """See :class:`Reading`."""
+        return self._scanner.seam
 
     @property
     def ended(self) -> bool:
@@ -174,6 +179,11 @@ class WholeReading:
     def error_held(self) -> bool:
         """See :class:`Reading`."""
         return False
+
+    @property
+    def seam(self) -> str:
+        """See :class:`Reading`."""
+        return ""
 
     @property
     def ended(self) -> bool:

@@ -9,7 +9,7 @@ a stream goes on where it broke (``continuation.Continuation``).
 
 from __future__ import annotations
 
-from pointsman_api.route_table import Rule
+from pointsman_api.route_table import Route, Rule
 from pointsman_serving.gateway import openai
 from pointsman_serving.gateway.account import Account
 from pointsman_serving.gateway.answer import Answer
@@ -91,7 +91,13 @@ class Relay:
     def decide(self, now: float) -> Decision:
         """Ask the scheduler what to do with it now."""
         request, pool = self._wanted()
-        return self._plane.decide(request, now, self._attempts.excluded, pool=pool)
+        excluded = self._attempts.excluded
+        if self._continuation is None or not pool:
+            return self._plane.decide(request, now, excluded)
+        # By its own rule: the prompt has grown, and the route table may have changed since.
+        route = Route(policy=self.rule_key[0], rules=(self.rule,))
+        excluded = excluded | self._continuation.others()
+        return self._plane.decide(request, now, excluded, within=(route, self.rule, pool))
 
     def _wanted(self) -> tuple[RouteRequest, str]:
         """What is to be placed, and where it must be; empty: anywhere."""
@@ -111,14 +117,11 @@ class Relay:
 
     def waits(self, decision: Decision) -> bool:
         """Whether a decision means that it waits: for room, or for a replica to come."""
-        if decision.outcome in (Outcome.CHOSEN, Outcome.WAIT):
+        if decision.outcome is not Outcome.NO_REPLICA:
             return decision.outcome is Outcome.WAIT
-        # The replicas of a stream that has begun may come back, whatever is missing now.
-        return self._answer.committed or (
-            decision.outcome is Outcome.NO_REPLICA
-            and self._attempts.may_wait
-            and self._plane.may_come(self.pools)
-        )
+        # The replicas of a stream that has begun may come back.
+        may_wait = self._attempts.may_wait or self._answer.committed
+        return may_wait and self._plane.may_come(self.pools)
 
     def _queue(self, now: float, *, cold: bool = False) -> None:
         if cold:
@@ -157,6 +160,7 @@ class Relay:
             self._end_in_error(self._attempts.unanswered("the chosen replica left"))
             return
         self.phase = Phase.SENT
+        leg.notes = self._continuation is not None and self._continuation.covers(leg.key.pool)
         self._leg = leg
         self._legs.add(leg)
         if self._hedge is not None and not pool:
@@ -174,13 +178,15 @@ class Relay:
             self._body,
             self.rule,
             external=leg.external,
-            continuation=self._continuation,
+            continuation=self._continuation if leg.notes else None,
         )
 
     def reading_of(self, leg: Leg, head: ReplyHead) -> Reading:
         """See :class:`~pointsman_serving.gateway.leg.LegOwner`."""
+        if head.revision:
+            self._plane.note_revision(leg.key, head.revision)
         continuation = self._continuation
-        said = None if continuation is None else continuation.said_for(leg.key.pool)
+        said = continuation.notes() if continuation is not None and leg.notes else None
         return head.reading(hide_usage=self._body.can_add_usage, said=said)
 
     def leg_sent(self, leg: Leg) -> None:
@@ -190,16 +196,21 @@ class Relay:
     def leg_failed(self, leg: Leg, failure: Failure) -> None:
         """This replica did not answer: another one, or say so."""
         self._legs.remove(leg)
+        if leg.reply is not None and leg.reply.revision:
+            self._plane.note_revision(leg.key, leg.reply.revision)
         error = self._attempts.failed(leg, failure, request_id=self.request.request_id)
         if self._legs:
             # The other attempt goes on.
             self._leg = self._legs.first
             self._arm()
-        elif self._attempts.may_go_on(failure, resumes=self._answer.committed):
+            return
+        committed = self._answer.committed
+        why = self._attempts.refusal(failure, resumes=committed)
+        if not why:
             now = self._plane.clock()
             self.take(self.decide(now), now)
-        elif self._answer.committed:
-            self._tell(failure.in_stream("it broke again without having got on"))
+        elif committed:
+            self._tell(failure.in_stream(why))
         else:
             self._fail(error)
 
@@ -267,17 +278,18 @@ class Relay:
         self._attempts.failed(leg, failure, request_id=self.request.request_id)
         if continuation.finished:
             # Only the end of the stream is missing.
-            self._answer.go_on(continuation.closing(usage=self._body.asks_usage), last=True)
-            self._end(200, ok=True)
-        elif continuation.flaw:
-            self._tell(failure.in_stream(continuation.flaw))
-        elif not self._attempts.may_go_on(failure, resumes=True):
-            self._tell(failure.in_stream("it broke again without having got on"))
-        else:
-            now = self._plane.clock()
-            continuation.begin(now)
-            self._plane.metrics.trouble.continuations[failure.label] += 1
-            self.take(self.decide(now), now)
+            end, usage = continuation.closing(leg)
+            self._answer.go_on(end, last=True)
+            self._end(200, ok=True, usage=usage)
+            return
+        why = continuation.flaw or self._attempts.refusal(failure, broke=True, resumes=True)
+        if why:
+            self._tell(failure.in_stream(why))
+            return
+        now = self._plane.clock()
+        continuation.begin(now)
+        self._plane.metrics.trouble.continuations[failure.label] += 1
+        self.take(self.decide(now), now)
 
     # Errors.
 

@@ -24,6 +24,9 @@ class ClientReply(Protocol):
             last: ``body`` is all of it.
         """
 
+    def release(self) -> None:
+        """The request's body is needed no more, or is counted elsewhere."""
+
     def send(self, data: bytes) -> None:
         """More of the body."""
 

@@ -10,7 +10,7 @@ differs from what was said is a flaw, never passed on.
 from __future__ import annotations
 
 from array import array
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -30,6 +30,16 @@ _encode = msgspec.json.encode
 
 _Channel = str | tuple[int, str]
 """Where a text belongs: a member of ``delta``, ``text``, or a member of a tool call's function."""
+
+
+class _Mark(NamedTuple):
+    """How far a stream had come."""
+
+    tokens: int
+    repeated_tokens: int
+    repeated: dict[_Channel, int]
+    pieces: dict[_Channel, int]
+    once: set[_Channel]
 
 
 class SeamError(ValueError):
@@ -101,12 +111,14 @@ class Said:
             SeamError: it repeats something else than what was said.
         """
         if self.resumed:
-            known = len(self.tokens)
+            before = self._mark()
             try:
-                return self._splice(event)
+                left = self._splice(event)
             except SeamError:
-                del self.tokens[known:]
+                self._undo(before)
                 raise
+            self._join_pieces()
+            return left
         if not self.flaw:
             self._note(event)
         return without_token_ids(event) if self._hide_tokens else event
@@ -124,7 +136,7 @@ class Said:
     def _note(self, event: bytes) -> None:
         try:
             chunk = decode_chunk(payload(event))
-        except (msgspec.DecodeError, RecursionError):
+        except (ValueError, RecursionError):
             self.spoil("one of its events was not understood")
             return
         if not self._begun:
@@ -202,7 +214,7 @@ class Said:
     def _splice(self, event: bytes) -> bytes:
         try:
             chunk = _decode(payload(event))
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise SeamError("an event of the next replica was not understood") from error
         if type(chunk) is not dict:
             raise SeamError("an event of the next replica is no object")
@@ -306,8 +318,6 @@ class Said:
         known = len(pieces[0]) - at
         if known <= 0:
             pieces.append(text)
-            if len(pieces) > _PIECES:
-                self._join(channel)
             return text
         repeated, new = text[:known], text[known:]
         if pieces[0][at : at + len(repeated)] != repeated:
@@ -317,10 +327,32 @@ class Said:
             pieces.append(new)
         return new
 
-    def _join(self, channel: _Channel) -> None:
-        whole = "".join(self._texts[channel])
-        self._texts[channel] = [whole]
-        self._repeated[channel] = len(whole)
+    def _join_pieces(self) -> None:
+        for channel, pieces in self._texts.items():
+            if len(pieces) > _PIECES:
+                whole = "".join(pieces)
+                self._texts[channel] = [whole]
+                self._repeated[channel] = len(whole)
+
+    def _mark(self) -> _Mark:
+        return _Mark(
+            tokens=len(self.tokens),
+            repeated_tokens=self._repeated_tokens,
+            repeated=dict(self._repeated),
+            pieces={channel: len(pieces) for channel, pieces in self._texts.items()},
+            once=set(self._once),
+        )
+
+    def _undo(self, before: _Mark) -> None:
+        """Forget what was taken of an event that is not passed on."""
+        del self.tokens[before.tokens :]
+        self._repeated_tokens = before.repeated_tokens
+        self._repeated = before.repeated
+        self._once = before.once
+        for channel in list(self._texts):
+            del self._texts[channel][before.pieces.get(channel, 0) :]
+            if not self._texts[channel]:
+                del self._texts[channel]
 
     def _all_repeated(self) -> None:
         """Raises where the next replica ends before it has come as far as the last one."""

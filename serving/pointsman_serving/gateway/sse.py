@@ -12,7 +12,7 @@ import re
 import msgspec
 
 from pointsman_serving.gateway.chunk import payload
-from pointsman_serving.gateway.said import Said
+from pointsman_serving.gateway.said import Said, SeamError
 from pointsman_serving.routing.types import Usage
 
 # An event longer than this is passed on in pieces: a client must not wait for all of it, and
@@ -109,6 +109,7 @@ class SseScanner:
         "error",
         "events",
         "holding",
+        "seam",
         "usage",
     )
 
@@ -117,6 +118,8 @@ class SseScanner:
         self._said = said
         self.holding = False
         """Whether an error was held back, and with it all that came after."""
+        self.seam = ""
+        """Why the stream does not go on where the last one broke; empty where it does."""
         self._max_held = MAX_HELD_BYTES if said is None else _MAX_NOTED_BYTES
         self._tail = b""
         self._in_piece = False
@@ -142,11 +145,7 @@ class SseScanner:
         return self._in_piece
 
     def feed(self, data: bytes) -> bytes:
-        """Take what arrived; return the bytes that may be passed on.
-
-        Raises:
-            SeamError: see :class:`~pointsman_serving.gateway.said.Said`.
-        """
+        """Take what arrived; return the bytes that may be passed on."""
         if self._tail:
             data = self._tail + data
         if data.endswith(b"\n\n") and b"\r" not in data:
@@ -172,11 +171,10 @@ class SseScanner:
     def flush(self) -> bytes:
         """What is left when the stream has ended: an event without its blank line."""
         tail, self._tail = self._tail, b""
+        if tail and self._said is not None and not self._said.flaw and not self._in_piece:
+            # Half an event must not be passed on: the stream goes on elsewhere, event by event.
+            tail = tail.rstrip(b"\r\n") + b"\n\n" if _is_whole(tail) else b""
         return self._scan(tail) if tail else b""
-
-    def drop_tail(self) -> None:
-        """Forget the event that will never be whole."""
-        self._tail = b""
 
     def _last_boundary(self, data: bytes) -> int:
         if b"\r" not in data:
@@ -209,7 +207,11 @@ class SseScanner:
         changed = False
         kept = []
         for event in events:
-            left = self._look_at(event) if _is_data(event) else event
+            try:
+                left = self._look_at(event) if _is_data(event) else event
+            except SeamError as error:
+                self.seam = self.seam or str(error)
+                left = b""
             changed = changed or left is not event
             kept.append(left)
         return b"".join(kept) if changed else block
@@ -217,8 +219,8 @@ class SseScanner:
     def _look_at(self, event: bytes) -> bytes:
         """Note what a data event says; returns what is passed on."""
         said = self._said
-        if self.holding:
-            # What comes after an error that is held back belongs to it.
+        if self.holding or self.seam:
+            # What comes after an error that is held back, or after a flaw, belongs to it.
             return b""
         if b"[DONE]" in event and payload(event) == b"[DONE]":
             self.done = True
@@ -245,7 +247,7 @@ class SseScanner:
         """Note an event that says that the engine failed: an ``error`` and no ``choices``."""
         try:
             chunk = _decode_error(payload(event))
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             return False
         error = chunk.error
         if error is None or chunk.choices is not None:
@@ -258,7 +260,7 @@ class SseScanner:
         """Note the usage of an event; True if it carries nothing else."""
         try:
             chunk = _decode_chunk(payload(event))
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             return False
         if chunk.usage is None:
             return False
@@ -271,3 +273,15 @@ class SseScanner:
 
 def _is_data(event: bytes) -> bool:
     return event.startswith(b"data:") or b"\ndata:" in event or b"\rdata:" in event
+
+
+def _is_whole(tail: bytes) -> bool:
+    """Whether an event that lacks its blank line is one."""
+    data = payload(tail)
+    if data == b"[DONE]":
+        return True
+    try:
+        _decode_chunk(data)
+    except (ValueError, RecursionError):
+        return False
+    return True

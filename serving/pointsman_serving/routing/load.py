@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from pointsman_serving.routing.ticket import TicketPhase
+
 if TYPE_CHECKING:
     from pointsman_serving.routing.ticket import Ticket
     from pointsman_serving.routing.types import LoadReport
@@ -93,7 +95,8 @@ class ReplicaLoad:
             self._leave_prefill(ticket, now)
         else:
             self.decoding -= 1
-            self.streaming -= ticket.request.stream
+            self.streaming -= ticket.heard
+            ticket.heard = False
         self.in_flight -= 1
         self._dispatch_times -= ticket.dispatched_at
         if not self.in_flight:
@@ -148,6 +151,13 @@ class ReplicaLoad:
             drained -= tokens
         return max(0.0, ahead)
 
+    def paused(self, ticket: Ticket, paused: bool, *, now: float) -> None:
+        """Leave a stream out of those that are heard, or take it in again."""
+        if ticket.phase is TicketPhase.DECODE and ticket.request.stream and ticket.heard is paused:
+            ticket.heard = not paused
+            self.streaming += -1 if paused else 1
+            self.heard_at = now if self.heard_at else 0.0
+
     def silent_seconds(self, now: float) -> float:
         """For how long none of its streams has had a token; 0 where there is none."""
         return now - self.heard_at if self.streaming and self.heard_at else 0.0
@@ -169,6 +179,7 @@ class ReplicaLoad:
         self._leave_prefill(ticket, now)
         self.decoding += 1
         if ticket.request.stream:
+            ticket.heard = True
             self.streaming += 1
             if self.heard_at:
                 self.heard_at = now

@@ -119,20 +119,24 @@ class Scheduler:
         *,
         now: float,
         exclude: Container[ReplicaKey] = (),
-        pool: str = "",
+        within: tuple[Route, Rule, str] | None = None,
         explain: bool = False,
     ) -> Decision:
         """Choose; has no side effects.
 
         Args:
             exclude: replicas that were tried already.
-            pool: choose among this target's replicas only, as a stream that goes on must.
+            within: the rule that holds whatever the table says, and its only pool to choose from,
+                as a stream that goes on must; None: by the table.
             explain: return every candidate with its terms, and the full reason.
         """
-        found = self._table.route(request)
-        if found is None:
+        pool = ""
+        if within is not None:
+            route, rule, pool = within
+        elif (found := self._table.route(request)) is not None:
+            route, rule = found
+        else:
             return self._unroutable(request)
-        route, rule = found
         conversation = conversation_of(request)
         stay = self._stay(request, rule, conversation, now)
         eligible = eligible_targets(
@@ -208,6 +212,10 @@ class Scheduler:
         if ticket.tokens:
             ticket.replica.load.heard_at = now
         ticket.tokens += count
+
+    def paused(self, ticket: Ticket, paused: bool, *, now: float) -> None:
+        """Note that the client of a stream does not read, or reads again: no token comes then."""
+        ticket.replica.load.paused(ticket, paused, now=now)
 
     def finish(
         self,

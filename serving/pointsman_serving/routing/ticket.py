@@ -33,6 +33,7 @@ class Ticket:
         "dispatched_at",
         "expected_cached_tokens",
         "first_token_at",
+        "heard",
         "key",
         "phase",
         "predicted_cached_tokens",
@@ -71,6 +72,8 @@ class Ticket:
         self.phase = TicketPhase.PREFILL
         self.dispatched_at = now
         self.first_token_at: float | None = None
+        self.heard = False
+        """A stream past its first token whose client reads: its tokens are seen as they come."""
         self.tokens = 0
         self.predicted_cached_tokens = predicted_cached_tokens
         """As believed, before scaling by the replica's confidence."""

@@ -97,6 +97,8 @@ class Attempts:
             # end: an attempt that merely ends says nothing about the replica.
             leg.assignment.eject(hard=failure.unconnected)
         leg.finish(ok=False)
+        if leg.reply is not None and leg.reply.revision:
+            self._plane.note_revision(leg.key, leg.reply.revision)
         self._plane.dispatcher.wake_soon()
         self.excluded.add(leg.key)
         tell = log.warning if self._plane.news.is_new(leg.key, failure.label) else log.info

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from pointsman_api.route_table import Rule
+from pointsman_api.route_table import Route, Rule
 from pointsman_serving.engines.continuation import refusal
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.failure import STALLED, Failure
@@ -31,6 +31,7 @@ class Continuation:
     """What is needed to go on with one stream.
 
     Args:
+        route: the request's policy with the one rule that holds for it.
         request: as it came.
         body: as it came; its bytes are kept while the stream runs.
         teaches: which tokens the prompt is, is worth knowing.
@@ -41,6 +42,7 @@ class Continuation:
         "_kept",
         "_original",
         "_plane",
+        "_route",
         "_said",
         "_teaches",
         "_tokens_before",
@@ -48,12 +50,20 @@ class Continuation:
         "pool",
         "request",
         "revision",
+        "within",
     )
 
     def __init__(
-        self, plane: DataPlane, request: RouteRequest, body: RequestBody, *, teaches: bool
+        self,
+        plane: DataPlane,
+        route: Route,
+        request: RouteRequest,
+        body: RequestBody,
+        *,
+        teaches: bool,
     ) -> None:
         self._plane = plane
+        self._route = route
         self._original = request
         self._body = body
         self._teaches = teaches
@@ -65,11 +75,13 @@ class Continuation:
         self.request = request
         """What the scheduler is asked to place: the prompt and what was said."""
         self.pool = ""
+        self.within = (route, route.rules[0], "")
+        """Its own rule, for the prompt grows and the route table may change, and its pool."""
         self.revision = ""
 
     @classmethod
     def of(
-        cls, plane: DataPlane, rule: Rule, request: RouteRequest, body: RequestBody
+        cls, plane: DataPlane, policy: str, rule: Rule, request: RouteRequest, body: RequestBody
     ) -> Continuation | None:
         """The continuation of a request's stream; None where it could not be right."""
         if (
@@ -83,7 +95,8 @@ class Continuation:
         teaches = any(
             plane.kv_feeds.wants(target.pool) for target in rule.targets
         ) and is_text_alone(body.fields)
-        return cls(plane, request, body, teaches=teaches)
+        route = Route(policy=policy, rules=(rule,))
+        return cls(plane, route, request, body, teaches=teaches)
 
     def covers(self, pool: str) -> bool:
         """Whether streams of a pool's replicas can be continued: the engine tells token ids."""
@@ -140,9 +153,11 @@ class Continuation:
         ):
             self._said.spoil("the replica cannot, or too much is kept for others")
             return False
+        self._plane.note_revision(leg.key, head.revision)
         self._kept = size
         self._body.keep_bytes()
         self.pool = leg.key.pool
+        self.within = (self._route, self._route.rules[0], self.pool)
         self.revision = head.revision
         if self._teaches:
             learn_prompt(self._plane.scheduler.kv, self.pool, self.request, self._said)

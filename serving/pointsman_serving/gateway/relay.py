@@ -9,7 +9,7 @@ a stream goes on where it broke (``continuation.Continuation``).
 
 from __future__ import annotations
 
-from pointsman_api.route_table import Route, Rule
+from pointsman_api.route_table import Rule
 from pointsman_serving.gateway import openai
 from pointsman_serving.gateway.account import Account
 from pointsman_serving.gateway.answer import Answer
@@ -74,7 +74,7 @@ class Relay:
         self._legs = Legs()
         self._leg: Leg | None = None
         """The one whose answer the client gets; before that, the latest."""
-        self._continuation = Continuation.of(plane, rule, request, body)
+        self._continuation = Continuation.of(plane, policy, rule, request, body)
         self._hedge = Hedge.of(plane, rule, budgets.hedges, request)
 
     # Choosing and waiting.
@@ -90,21 +90,17 @@ class Relay:
 
     def decide(self, now: float) -> Decision:
         """Ask the scheduler what to do with it now."""
-        request, pool = self._wanted()
-        excluded = self._attempts.excluded
-        if self._continuation is None or not pool:
-            return self._plane.decide(request, now, excluded)
-        # By its own rule: the prompt has grown, and the route table may have changed since.
-        route = Route(policy=self.rule_key[0], rules=(self.rule,))
-        excluded = excluded | self._continuation.others()
-        return self._plane.decide(request, now, excluded, within=(route, self.rule, pool))
+        resuming, excluded = self._resuming, self._attempts.excluded
+        if resuming is None:
+            return self._plane.decide(self.request, now, excluded)
+        excluded = excluded | resuming.others()
+        return self._plane.decide(resuming.request, now, excluded, within=resuming.within)
 
-    def _wanted(self) -> tuple[RouteRequest, str]:
-        """What is to be placed, and where it must be; empty: anywhere."""
+    @property
+    def _resuming(self) -> Continuation | None:
+        """The continuation of a stream that has broken."""
         continuation = self._continuation
-        if continuation is None or not continuation.begun:
-            return self.request, ""
-        return continuation.request, continuation.pool
+        return continuation if continuation is not None and continuation.begun else None
 
     def take(self, decision: Decision, now: float) -> None:
         """Act on a decision."""
@@ -142,8 +138,9 @@ class Relay:
     @property
     def pools(self) -> list[str]:
         """The pools that may be chosen for it."""
-        _, pool = self._wanted()
-        return [pool] if pool else [target.pool for target in self.rule.targets]
+        if self._resuming is not None:
+            return [self._resuming.pool]
+        return [target.pool for target in self.rule.targets]
 
     @property
     def pool(self) -> str:
@@ -154,8 +151,9 @@ class Relay:
 
     def _dispatch(self, decision: Decision) -> None:
         self._answer.waits_no_more()
-        request, pool = self._wanted()
-        leg = self._attempts.begin(self, request, decision, resumes=bool(pool))
+        resuming = self._resuming
+        request = self.request if resuming is None else resuming.request
+        leg = self._attempts.begin(self, request, decision, resumes=resuming is not None)
         if leg is None:
             self._end_in_error(self._attempts.unanswered("the chosen replica left"))
             return
@@ -163,7 +161,7 @@ class Relay:
         leg.notes = self._continuation is not None and self._continuation.covers(leg.key.pool)
         self._leg = leg
         self._legs.add(leg)
-        if self._hedge is not None and not pool:
+        if self._hedge is not None and resuming is None:
             self._hedge.sent(leg)
         leg.start()
         if leg.phase is LegPhase.CONNECTING:
@@ -183,8 +181,6 @@ class Relay:
 
     def reading_of(self, leg: Leg, head: ReplyHead) -> Reading:
         """See :class:`~pointsman_serving.gateway.leg.LegOwner`."""
-        if head.revision:
-            self._plane.note_revision(leg.key, head.revision)
         continuation = self._continuation
         said = continuation.notes() if continuation is not None and leg.notes else None
         return head.reading(hide_usage=self._body.can_add_usage, said=said)
@@ -196,8 +192,6 @@ class Relay:
     def leg_failed(self, leg: Leg, failure: Failure) -> None:
         """This replica did not answer: another one, or say so."""
         self._legs.remove(leg)
-        if leg.reply is not None and leg.reply.revision:
-            self._plane.note_revision(leg.key, leg.reply.revision)
         error = self._attempts.failed(leg, failure, request_id=self.request.request_id)
         if self._legs:
             # The other attempt goes on.
@@ -251,16 +245,12 @@ class Relay:
     def leg_ended(self, leg: Leg) -> None:
         """All that the replica had to say is passed on."""
         reading = leg.reading
-        status = 200 if leg.reply is None or self._resumed else leg.reply.status
+        status = 200 if leg.reply is None or (self._resuming is not None) else leg.reply.status
         if reading is not None and reading.error is not None:
             self._end(reading.error.status, ok=False)
         else:
             usage = None if reading is None else reading.usage()
             self._end(status, ok=status < 400, usage=usage)
-
-    @property
-    def _resumed(self) -> bool:
-        return self._continuation is not None and self._continuation.begun
 
     def leg_broke(self, leg: Leg, failure: Failure) -> None:
         """A committed reply broke: another replica goes on, or the client is told."""
@@ -291,8 +281,6 @@ class Relay:
         self._plane.metrics.trouble.continuations[failure.label] += 1
         self.take(self.decide(now), now)
 
-    # Errors.
-
     def _end_in_error(self, error: ApiError) -> None:
         if self._answer.committed:
             self._tell(openai.stream_broken(error.message, status=error.status))
@@ -307,7 +295,7 @@ class Relay:
             self._answer.go_on(b"", last=True)
             self._end(200, ok=True, usage=reading.usage())
             return
-        self._answer.break_off(error, self._leg, resumed=self._resumed)
+        self._answer.break_off(error, self._leg, resumed=(self._resuming is not None))
         self._plane.metrics.trouble.broken_replies += 1
         self._end(error.status, ok=False)
 
@@ -403,7 +391,7 @@ class Relay:
         self._deadline.cancel()
         self._answer.waits_no_more()
         plane.relays.discard(self)
-        resumed = self._resumed
+        resumed = self._resuming is not None
         if self._legs.end(self._leg, ok=ok, usage=usage, learn=not resumed):
             plane.dispatcher.wake_soon()
         if self._continuation is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
-from pointsman_api.route_table import OverloadAction, Route, Rule
+from pointsman_api.route_table import OverloadAction, Route, RouteTable, Rule
 from pointsman_serving.routing import reasons
 from pointsman_serving.routing.candidates import rejection, ring_names, select
 from pointsman_serving.routing.objective import PoolTerms, Scored
@@ -100,6 +100,17 @@ def choose(question: Question, pools: Mapping[str, PoolState], *, explain: bool)
     rejected = [(terms.score(state), why) for terms, state, why in field.rejected]
     reason = reasons.chosen(best, losers, rejected, question.eligible)
     return _decision(question, pools, field, Outcome.CHOSEN, reason, explain=True, best=best)
+
+
+def unroutable(request: RouteRequest, table: RouteTable) -> Decision:
+    """The decision on a request that no rule takes."""
+    if request.model not in table.routes:
+        return Decision(outcome=Outcome.NO_MODEL, reason=reasons.no_model(request, table))
+    return Decision(
+        outcome=Outcome.NO_RULE,
+        reason=reasons.no_rule(request, table),
+        policy=table.routes[request.model].policy,
+    )
 
 
 def _score(question: Question) -> _Field:

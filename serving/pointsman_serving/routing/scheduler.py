@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pointsman_serving.routing import reasons
 from pointsman_serving.routing.cache import MAX_BLOCKS_PER_REPLICA
-from pointsman_serving.routing.choice import Question, choose
+from pointsman_serving.routing.choice import Question, choose, unroutable
 from pointsman_serving.routing.holders import PrefixHolders, prefix_key
 from pointsman_serving.routing.issuing import issue
 from pointsman_serving.routing.kv.index import KvIndex
@@ -26,7 +25,6 @@ from pointsman_serving.routing.ticket import Ticket, TicketPhase
 from pointsman_serving.routing.types import (
     Decision,
     LoadReport,
-    Outcome,
     ReplicaAddress,
     ReplicaKey,
     RouteRequest,
@@ -136,7 +134,7 @@ class Scheduler:
         elif (found := self._table.route(request)) is not None:
             route, rule = found
         else:
-            return self._unroutable(request)
+            return unroutable(request, self._table.table)
         conversation = conversation_of(request)
         stay = self._stay(request, rule, conversation, now)
         eligible = eligible_targets(
@@ -394,13 +392,3 @@ class Scheduler:
                 ttl_seconds=ttl_seconds,
                 now=now,
             )
-
-    def _unroutable(self, request: RouteRequest) -> Decision:
-        table = self._table.table
-        if request.model not in table.routes:
-            return Decision(outcome=Outcome.NO_MODEL, reason=reasons.no_model(request, table))
-        return Decision(
-            outcome=Outcome.NO_RULE,
-            reason=reasons.no_rule(request, table),
-            policy=table.routes[request.model].policy,
-        )

@@ -72,15 +72,19 @@ async def test_ready_follows_the_replicas_when_they_come_and_go(engine: FakeEngi
     gateway = Gateway(settings=GatewaySettings(port=0, drain_seconds=1.0), table=table_of())
     async with gateway.running():
         before = await get(gateway, "/readyz")
+        told = [await get(gateway, "/status")]
         gateway.plane.set_replicas("p", [])
         cold = await get(gateway, "/readyz")
+        told.append(await get(gateway, "/status"))
         gateway.plane.set_replicas("p", [address_of(engine)])
         after = await get(gateway, "/readyz")
+        told.append(await get(gateway, "/status"))
         assert (await get(gateway, "/healthz")).status == 200
     assert (before.status, before.json["reason"]) == (
         503,
         "nobody has told yet which replicas there are",
     )
+    assert [False, True, True] == [reply.json["ready"] for reply in told]
     # Who asks then is what wakes a pool at zero.
     assert (cold.status, cold.json["models"]) == (200, {"m": False})
     assert after.status == 200

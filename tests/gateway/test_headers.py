@@ -77,7 +77,10 @@ def test_headers_fairness_id_is_the_tenant_when_none_is_stated() -> None:
     stated = (b"x-llm-d-inference-fairness-id", b"f" * 200)
     headers = parse_headers([credential], "i")
     assert headers.fairness_id == headers.tenant
-    assert parse_headers([credential, stated], "i").fairness_id == "f" * 128
+    trusted = parse_headers([credential, stated], "i", trust_fairness=True)
+    assert trusted.fairness_id == "f" * 128
+    # Anybody could invent ids, each with a share of its own.
+    assert parse_headers([credential, stated], "i").fairness_id == headers.tenant
     assert parse_headers([], "i").fairness_id == ""
 
 

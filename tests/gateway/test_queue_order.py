@@ -130,7 +130,9 @@ async def test_newcomer_of_higher_priority_takes_the_room_when_lower_ones_wait(
 
 
 async def test_tenant_gets_its_turn_when_another_has_many_waiting(engine: FakeEngine) -> None:
-    async with gateway_to(engine, table=routes_of(m=0), slots=1) as gateway:
+    async with gateway_to(
+        engine, table=routes_of(m=0), slots=1, trust_fairness_header=True
+    ) as gateway:
         turns = Turns(engine, gateway, model="m")
         await turns.fill()
         for number in range(6):
@@ -267,3 +269,20 @@ async def metrics_of(gateway: Gateway) -> str:
     async with client_of(gateway) as client:
         await client.send(b"GET /metrics HTTP/1.1\r\nhost: gateway\r\n\r\n")
         return (await client.answer()).body.decode()
+
+
+async def test_others_are_served_when_one_asks_for_more_tokens_than_there_are(
+    engine: FakeEngine,
+) -> None:
+    async with gateway_to(engine, table=routes_of(m=0), slots=1) as gateway:
+        turns = Turns(engine, gateway, model="m")
+        await turns.fill()
+        most = asyncio.ensure_future(
+            ask(gateway, post(chat(text="most", max_tokens=10**400)))  # a number in JSON
+        )
+        await until(lambda: len(gateway.plane.admission) >= 1)
+        for number in range(3):
+            await turns.wait(f"a{number}")
+        assert sorted(await turns.order()) == ["a0", "a1", "a2", "most"]
+        assert {task.result().status for task in turns.asked} == {200}
+        assert 200 == (await most).status

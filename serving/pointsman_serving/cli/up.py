@@ -54,6 +54,13 @@ def up(
         float, typer.Option(min=1, help="Seconds until every replica must be ready.")
     ] = 900.0,
     follow: Annotated[bool, typer.Option(help="Apply changes of the files while it runs.")] = True,
+    status: Annotated[
+        bool, typer.Option(help="Serve GET /status, which names internal addresses.")
+    ] = True,
+    lame_duck: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds to serve on after SIGTERM while /readyz says no."),
+    ] = 0.0,
 ) -> None:
     """Deploy the pools through Ray Serve and serve the endpoint until Ctrl-C."""
     console = Console(stderr=True)
@@ -67,7 +74,13 @@ def up(
         print_errors(failure, console)
         raise typer.Exit(2) from None
     warn(plan, console)
-    settings = GatewaySettings(host=listen, port=port, drain_seconds=_DRAIN_SECONDS)
+    settings = GatewaySettings(
+        host=listen,
+        port=port,
+        drain_seconds=_DRAIN_SECONDS,
+        status=status,
+        lame_duck_seconds=lame_duck,
+    )
 
     async def serve(interrupt: Interrupt) -> None:
         console.print(f"{summary(plan.manifests)}: valid")

@@ -105,7 +105,6 @@ def _ready(plane: DataPlane) -> Response:
     # A pool without replicas takes no traffic away: its requests are held here until it has one.
     # Which names answer and which pools are empty is in the body.
     serving = plane.serving_routes()
-    ready = bool(serving or (plane.table.routes and plane.heard)) and not plane.ending
     if plane.ending:
         reason = "the gateway is ending"
     elif serving:
@@ -116,13 +115,13 @@ def _ready(plane: DataPlane) -> Response:
     else:
         reason = "the route table has no routes: create a ModelPool"
     content = {
-        "status": "ready" if ready else "not ready",
+        "status": "ready" if plane.ready else "not ready",
         "reason": reason,
         "config_hash": plane.config_hash,
         "models": {name: name in serving for name in sorted(plane.table.routes)},
         "pools": {name: {"replicas": len(found)} for name, found in plane.replicas.items()},
     }
-    return JSONResponse(content, status_code=200 if ready else 503)
+    return JSONResponse(content, status_code=200 if plane.ready else 503)
 
 
 def _status(plane: DataPlane) -> Response:
@@ -131,7 +130,7 @@ def _status(plane: DataPlane) -> Response:
             plane.readings(),
             name=plane.settings.name,
             version=installed_version(),
-            ready=bool(plane.serving_routes()) and not plane.ending,
+            ready=plane.ready,
             draining=plane.ending,
             uptime_seconds=plane.clock() - plane.started_at,
         )

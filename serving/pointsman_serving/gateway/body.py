@@ -21,6 +21,9 @@ from pointsman_serving.gateway.openai import (
 # What the members that are read again say, where the content itself is kept as bytes alone.
 _SMALL = ("stream", "stream_options", "cache_salt", "return_token_ids", ARGUMENTS_FIELD)
 
+# More than any engine gives; JSON has no limit of its own.
+_MOST_TOKENS = 100_000_000
+
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -61,7 +64,7 @@ class RequestBody:
         for name in ("max_completion_tokens", "max_tokens"):
             value = self.fields.get(name)
             if type(value) is int and value > 0:
-                return value
+                return min(value, _MOST_TOKENS)
         return None
 
     @property

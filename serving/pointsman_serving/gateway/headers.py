@@ -125,8 +125,13 @@ def request_id_of(raw: Iterable[Header], new_id: Callable[[], str]) -> str:
     return new_id()
 
 
-def parse_headers(raw: Sequence[Header], request_id: str) -> RequestHeaders:
+def parse_headers(
+    raw: Sequence[Header], request_id: str, *, trust_fairness: bool = False
+) -> RequestHeaders:
     """Read a request's headers.
+
+    Args:
+        trust_fairness: whoever sends may say in whose share of the queue it waits.
 
     Raises:
         BadRequestError: a header of the gateway's own has an impossible value.
@@ -134,7 +139,9 @@ def parse_headers(raw: Sequence[Header], request_id: str) -> RequestHeaders:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
     credential = headers.get("authorization")
     tenant = _tenant(credential) if credential else ""
-    fairness_id = headers.get("x-llm-d-inference-fairness-id") or tenant
+    fairness_id = tenant
+    if trust_fairness:
+        fairness_id = headers.get("x-llm-d-inference-fairness-id") or tenant
     return RequestHeaders(
         request_id=request_id,
         headers=headers,

@@ -38,7 +38,9 @@ def accept(
     relay = None
     model = OTHER
     try:
-        headers = parse_headers(raw_headers, request_id)
+        headers = parse_headers(
+            raw_headers, request_id, trust_fairness=plane.settings.trust_fairness_header
+        )
         body = parse_body(raw_body)
         if body.model in plane.table.routes:
             model = body.model

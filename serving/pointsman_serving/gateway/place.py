@@ -8,6 +8,8 @@ from pointsman_serving.routing.place import Place, RuleKey
 from pointsman_serving.routing.tokens import PRIOR_OUTPUT_TOKENS
 from pointsman_serving.routing.types import Api, RouteRequest
 
+_MOST_TOKENS = 1_000_000.0
+
 
 def place_of(request: RouteRequest, rule: Rule, key: RuleKey, *, now: float, again: bool) -> Place:
     """Where a request waits.
@@ -42,7 +44,8 @@ def cost_tokens(request: RouteRequest) -> float:
 
     Without a limit an answer counts as one of usual length.
     """
-    prompt = max(request.prompt.estimated_tokens, 1)
-    if request.api is Api.EMBEDDINGS:
-        return prompt
-    return prompt + (request.max_output_tokens or PRIOR_OUTPUT_TOKENS)
+    tokens: float = max(request.prompt.estimated_tokens, 1)
+    if request.api is not Api.EMBEDDINGS:
+        tokens += request.max_output_tokens or PRIOR_OUTPUT_TOKENS
+    # Whoever asks for more than any engine gives must not make the shares of others vanish.
+    return min(tokens, _MOST_TOKENS)

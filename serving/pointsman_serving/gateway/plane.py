@@ -343,6 +343,12 @@ class DataPlane:
             if any(self.replicas.get(t.pool) for rule in route.rules for t in rule.targets)
         ]
 
+    @property
+    def ready(self) -> bool:
+        """Whether requests are served, or held for a replica to come."""
+        heard = bool(self.table.routes) and self.heard
+        return (heard or bool(self.serving_routes())) and not self.ending
+
     def readings(self) -> Readings:
         """What is measured at a scrape."""
         in_flight = dict.fromkeys(self.table.pools, 0)

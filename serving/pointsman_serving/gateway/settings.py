@@ -31,6 +31,10 @@ class GatewaySettings:
     max_kept_body_bytes: int = 512 * 1024 * 1024
     """Bodies kept while their streams run, over all streams together, so that they can be
     continued on another replica; beyond it a stream that breaks ends with an error event."""
+    trust_fairness_header: bool = False
+    """Take the share in which a request waits from x-llm-d-inference-fairness-id, where something
+    in front of the gateway sets it; else it is its tenant's, for a client could invent ids."""
+
     max_queued_requests: int = 10_000
     """Requests that wait in the queue, over all rules together; beyond it those of the lowest
     priority get 429. Each rule has a limit of its own besides."""

@@ -60,6 +60,11 @@ test-fast: install ## Run the tests that need no Ray and no model
 chaos: install ## Break replicas and a gateway under 240 streams for two minutes: none may show it
 	@$(BIN)/python -m tests.chaos.run --out benchmarks/results/chaos.json $(CHAOS_ARGS)
 
+.PHONY: chaos-vllm
+chaos-vllm: install ## Break streams of two real vLLM replicas and compare with the unbroken ones
+	@$(BIN)/pointsman model import smollm2
+	@$(BIN)/python -m tests.chaos.vllm_continuation --out benchmarks/results/vllm_continuation.json
+
 .PHONY: soak
 soak: install ## Ten million prompts that never repeat, 100,000 tenants: memory stays flat (half an hour)
 	@$(BIN)/python -m benchmarks.soak --out benchmarks/results $(SOAK_ARGS)

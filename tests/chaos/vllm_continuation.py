@@ -98,6 +98,7 @@ class Case:
     unbroken: Answer
     broken: Answer
     continuations: int
+    """How often it went on elsewhere; where a replica was killed: all streams together."""
 
     @property
     def differs_at(self) -> int | None:
@@ -229,9 +230,11 @@ async def cases_of(streams: int, seed: int) -> list[Case]:
         for number in range(streams):
             prompt = PROMPTS[number % len(PROMPTS)] + " Please." * (number // len(PROMPTS))
             unbroken[prompt] = await answer_to(gateway, prompt)
-            most = max(2, unbroken[prompt].completion_tokens - 2)
+            twice = number % 4 == 3
+            # A second cut needs tokens that are left for it.
+            most = max(2, unbroken[prompt].completion_tokens - (20 if twice else 2))
             first = chance.randrange(1, most)
-            chosen = (first, chance.randrange(3, 20)) if number % 4 == 3 else (first,)
+            chosen = (first, chance.randrange(3, 16)) if twice else (first,)
             before = continuations_of(gateway)
             cuts[:] = chosen
             broken = await answer_to(gateway, prompt)
@@ -280,7 +283,7 @@ async def killed_under(
 
 def continuations_of(gateway: Gateway) -> int:
     """How often a stream went on at another replica."""
-    return sum(gateway.metrics.continuations.values())
+    return sum(gateway.metrics.trouble.continuations.values())
 
 
 def line_of(case: Case) -> str:
@@ -302,8 +305,10 @@ def line_of(case: Case) -> str:
 def summary_of(cases: Sequence[Case]) -> dict[str, object]:
     """What is reported."""
     same = [case for case in cases if case.differs_at is None]
+    killed = [case.continuations for case in cases if not case.cuts]
     return {
         "streams": len(cases),
+        "interrupted": sum(case.continuations > 0 for case in cases if case.cuts) + killed[0],
         "cut": sum(bool(case.cuts) for case in cases),
         "with_a_killed_replica": sum(not case.cuts for case in cases),
         "whole": sum(case.broken.whole for case in cases),
@@ -340,8 +345,8 @@ def main() -> int:
     if untouched:
         print(f"{len(untouched)} streams were not broken as planned: {untouched[:3]}")
     print(
-        f"{summary['identical']} of {len(cases)} broken streams have the text of the unbroken run; "
-        f"{summary['whole']} are whole"
+        f"{summary['interrupted']} of {len(cases)} streams were interrupted; "
+        f"{summary['identical']} have the text of the unbroken run, {summary['whole']} are whole"
     )
     share = sum(case.differs_at is None for case in cases) / len(cases)
     return 0 if share >= WANTED and all(case.broken.whole for case in cases) else 1

@@ -206,7 +206,7 @@ class Trouble(RuleBasedStateMachine):
 
 TestTrouble = Trouble.TestCase
 TestTrouble.settings = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=20,
     deadline=None,
     # A failing example takes as long as the gateway waits: it is printed as it was found.

@@ -2,7 +2,7 @@
 
 A behaviour is an async function of (call); it writes raw bytes, so that tests say exactly what
 is on the wire. ``engine.behaviour`` serves every request; ``engine.once`` the next ones first;
-``engine.health`` serves GET …/health.
+``engine.health`` serves GET …/health, ``engine.alive`` GET /-/healthz where it is set.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class FakeEngine:
     once: list[Behaviour] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     health: Behaviour | None = None
+    alive: Behaviour | None = None
     probes: list[Call] = field(default_factory=list)
     open: int = 0
     connections: int = 0
@@ -98,9 +99,11 @@ class FakeEngine:
         self._writers.add(writer)
         try:
             while (call := await self._read(reader, writer)) is not None:
-                if call.method == "GET" and call.path.endswith("/health"):
+                if call.method == "GET" and call.path.endswith(("/health", "/-/healthz")):
                     self.probes.append(call)
                     behaviour = self.health or raw(head(200, "content-length: 0"))
+                    if call.path == "/-/healthz" and self.alive is not None:
+                        behaviour = self.alive
                 else:
                     self.calls.append(call)
                     behaviour = self.once.pop(0) if self.once else self.behaviour or answer()

@@ -72,6 +72,7 @@ def test_serve_addresses_have_prefix_and_life_when_replicas_run() -> None:
         port=30200,
         base_path="/alpha/v1",
         health_path="/alpha/health",
+        alive_path="/-/healthz",
         model_name="model-a",
         sequence_slots=8,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -52,6 +53,7 @@ from tests.gateway.harness import (
 FAST = {"silence_seconds": 0.3, "probe_seconds": 0.2}
 
 WELL = raw(head(200, "content-length: 0"))
+NOTHING = raw(b"", close=True)
 
 
 def lost(gateway: Gateway) -> dict[str, int]:
@@ -109,8 +111,8 @@ async def test_every_open_request_ends_when_its_replica_is_lost(engine: FakeEngi
         await until(lambda: engine.active == 0)
 
 
-@pytest.mark.parametrize("health", [status(503), status(404), raw(b"", close=True)])
-async def test_replica_is_lost_when_it_answers_badly_about_its_health(
+@pytest.mark.parametrize("health", [NOTHING, raw(b"\x00\x01 not HTTP\r\n\r\n", close=True)])
+async def test_replica_is_lost_when_what_it_says_is_no_answer(
     engine: FakeEngine, health: Behaviour
 ) -> None:
     engine.behaviour = stream_then_silence(1)
@@ -118,6 +120,45 @@ async def test_replica_is_lost_when_it_answers_badly_about_its_health(
     async with gateway_to(engine, **FAST) as gateway:
         await ask(gateway, post(chat(stream=True)))
         assert lost(gateway) == {"p": 1}
+
+
+@pytest.mark.parametrize("health", [status(503), status(404), status(500)])
+async def test_silent_replica_is_kept_when_it_answers_anything(
+    engine: FakeEngine, health: Behaviour
+) -> None:
+    engine.behaviour = answer(delay=1.5)
+    engine.health = health
+    async with gateway_to(engine, **FAST) as gateway:
+        assert (await ask(gateway, post(chat()))).status == 200
+        assert (lost(gateway), gateway.metrics.trouble.retries) == ({}, {})
+    assert len(engine.probes) >= 2
+
+
+async def test_full_replica_is_kept_when_its_health_queues_behind_its_requests(
+    engine: FakeEngine,
+) -> None:
+    """As under Ray Serve, where ``{prefix}/health`` takes one of max_ongoing_requests."""
+    engine.behaviour = answer(delay=2.0)
+    engine.health = silence()
+    engine.alive = status(503, body=b"DRAINING")
+    async with gateway_to(**FAST) as gateway:
+        address = dataclasses.replace(address_of(engine), alive_path="/-/healthz")
+        gateway.plane.set_replicas("p", [address])
+        replies = await asyncio.gather(*(ask(gateway, post(chat(text=f"{n}"))) for n in range(4)))
+        assert {reply.status for reply in replies} == {200}
+        assert (lost(gateway), len(engine.calls)) == ({}, 4)
+    assert {probe.path for probe in engine.probes} == {"/-/healthz"}
+
+
+async def test_ejected_replica_stays_out_when_it_lives_and_is_not_well(engine: FakeEngine) -> None:
+    engine.health = status(503)
+    async with gateway_to(**FAST) as gateway:
+        address = dataclasses.replace(address_of(engine), alive_path="/-/healthz")
+        gateway.plane.set_replicas("p", [address])
+        gateway.scheduler.failed(address.key, now=gateway.plane.clock(), hard=True)
+        await until(lambda: len(engine.probes) == 2)
+        assert breakers(gateway)["a"] is BreakerState.OPEN
+    assert {probe.path for probe in engine.probes} == {"/prefix/health"}
 
 
 async def test_replica_is_kept_when_it_works_in_silence_and_is_well(engine: FakeEngine) -> None:
@@ -135,7 +176,7 @@ async def test_replica_is_kept_when_one_question_after_its_health_fails(
     engine.behaviour = answer(delay=1.5)
 
     async def once_badly(call: Call) -> None:
-        await (status(503) if len(engine.probes) == 1 else WELL)(call)
+        await (NOTHING if len(engine.probes) == 1 else WELL)(call)
 
     engine.health = once_badly
     async with gateway_to(engine, **FAST) as gateway:

@@ -20,6 +20,10 @@ Publish = Callable[[str, Sequence[ReplicaAddress]], None]
 # The targets that are replicas; Serve also lists its proxies, which route on their own.
 _REPLICA_PREFIX = "SERVE_REPLICA::"
 
+# Ray's own: answered before a request slot is taken. What lies under the route prefix waits
+# behind max_ongoing_requests, so that a full replica would look dead.
+_ALIVE_PATH = "/-/healthz"
+
 
 class ReplicaSource(Protocol):
     """Finds the replicas of some pools."""
@@ -137,6 +141,7 @@ def _group_addresses(pool: PoolEntry, group: Mapping[str, object]) -> Iterable[R
             port=port,
             base_path=f"{prefix}/v1",
             health_path=f"{prefix}/health",
+            alive_path=_ALIVE_PATH,
             model_name=pool.served_model_name,
             sequence_slots=pool.sequence_slots,
         )

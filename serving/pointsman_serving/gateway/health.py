@@ -1,4 +1,4 @@
-"""Asking a replica whether it is well."""
+"""Asking a replica whether it is well, or whether it is there at all."""
 
 from __future__ import annotations
 
@@ -15,16 +15,36 @@ async def ask_health(
 
     Anything else is a no: no connection, another status, a head that does not end.
     """
+    status = await _status(session, address, address.health_path, timeout_seconds)
+    return status == 200
+
+
+async def ask_alive(
+    session: aiohttp.ClientSession, address: ReplicaAddress, *, timeout_seconds: float
+) -> bool:
+    """Whether GET of the replica's alive path answers anything in time.
+
+    Whoever says that it drains, is busy or knows no such path is at work: only silence, a
+    connection that cannot be made or breaks, and what is not HTTP are a no.
+    """
+    path = address.alive_path or address.health_path
+    return await _status(session, address, path, timeout_seconds) is not None
+
+
+async def _status(
+    session: aiohttp.ClientSession, address: ReplicaAddress, path: str, timeout_seconds: float
+) -> int | None:
+    """The status of the answer; None: there was none in time."""
     url = URL.build(
         scheme="https" if address.tls else "http",
         host=address.host,
         port=address.port,
-        path=address.health_path,
+        path=path,
         encoded=True,
     )
     limit = aiohttp.ClientTimeout(total=timeout_seconds)
     try:
         async with session.get(url, timeout=limit, allow_redirects=False) as response:
-            return response.status == 200
+            return response.status
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return False
+        return None

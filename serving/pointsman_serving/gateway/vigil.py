@@ -2,9 +2,10 @@
 
 A replica that is stopped, hangs, sits on a lost node or behind dropped packets keeps its
 connections open in silence. Silence alone proves nothing, for a long prefill is silent too: so
-where requests are open and no byte has come for a while, the replica's health is asked, on a
-connection of its own. A replica that hangs with a healthy ``/health`` is not found here: the
-time limits of the requests end that.
+where requests are open and no byte has come for a while, the replica is asked whether it is
+there, on a connection of its own; any answer is one. A replica that hangs and yet answers that
+is not found here: the time limits of the requests end that. Only an ejected replica must say
+that it is well before it gets requests again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import aiohttp
 import structlog
 
 from pointsman_serving.gateway.endpoint import Endpoint
-from pointsman_serving.gateway.health import ask_health
+from pointsman_serving.gateway.health import ask_alive, ask_health
 from pointsman_serving.gateway.metrics import Metrics
 from pointsman_serving.gateway.upstream import Upstreams
 from pointsman_serving.routing.scheduler import Scheduler
@@ -45,16 +46,16 @@ class _Watch:
     """What is known of one endpoint while requests are open there."""
 
     due_at: float
-    """When its health is asked unless a byte comes before."""
+    """When it is asked whether it is there, unless a byte comes before."""
     pause_seconds: float
     heard_at: float
     asking: bool = False
 
 
 class Vigil:
-    """Asks the health of replicas that are silent or ejected; only of those that have one.
+    """Asks after replicas that are silent or ejected; only those that have a health path.
 
-    A silent replica is lost when two questions in a row got no 200 in time: the scheduler is
+    A silent replica is lost when two questions in a row got no answer in time: the scheduler is
     told, and every request that is open there goes on elsewhere. At the settings' defaults that
     is about four seconds after its last byte.
 
@@ -159,7 +160,11 @@ class Vigil:
         try:
             for number in range(_FAILURES_UNTIL_LOST):
                 began = self._clock()
-                if await self._answers(session, endpoint.address):
+                alive = await ask_alive(
+                    session, endpoint.address, timeout_seconds=self._probe_seconds
+                )
+                self._count(alive)
+                if alive:
                     watch.due_at = self._clock() + watch.pause_seconds
                     watch.pause_seconds = min(2 * watch.pause_seconds, _LONGEST_PAUSE_SECONDS)
                     return
@@ -185,14 +190,13 @@ class Vigil:
 
     async def _ask_ejected(self, session: aiohttp.ClientSession, address: ReplicaAddress) -> None:
         try:
-            answered = await self._answers(session, address)
+            answered = await ask_health(session, address, timeout_seconds=self._probe_seconds)
+            self._count(answered)
             self._scheduler.health(address, now=self._clock(), answered=answered)
             if answered:
                 self._woken()
         finally:
             self._ejected.discard(address)
 
-    async def _answers(self, session: aiohttp.ClientSession, address: ReplicaAddress) -> bool:
-        answered = await ask_health(session, address, timeout_seconds=self._probe_seconds)
+    def _count(self, answered: bool) -> None:
         self._trouble.health_probes["answered" if answered else "silent"] += 1
-        return answered

@@ -40,6 +40,8 @@ class ReplicaAddress:
     sequence_slots: int = 64
     health_path: str = ""
     """A path that answers GET with 200 while the replica is well; empty: it is never asked."""
+    alive_path: str = ""
+    """A path that answers GET while the process lives, however busy; empty: the health path."""
 
 
 class PrefixBlock(NamedTuple):

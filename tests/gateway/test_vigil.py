@@ -231,6 +231,43 @@ async def test_idle_replicas_are_never_asked_when_nothing_is_open_there(
     assert engine.probes == []
 
 
+async def test_silent_replica_is_lost_when_its_clients_leave_early(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    async with gateway_to(engine, other, silence_seconds=0.5, probe_seconds=0.2) as gateway:
+        assert (await ask(gateway, post(chat(text="same")))).status == 200
+        dead = engine if engine.calls else other
+        dead.behaviour = dead.health = silence()
+        for _ in range(20):
+            async with client_of(gateway) as client:
+                await client.send(post(chat(text="same")))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(client.reader.read(1), 0.25)
+            await asyncio.sleep(0.15)
+            if lost(gateway):
+                break
+        assert lost(gateway) == {"p": 1}
+        assert breakers(gateway)[dead.name] is BreakerState.OPEN
+        # Nobody is there any more for whom to ask.
+        probes = len(dead.probes)
+        await asyncio.sleep(0.7)
+        assert len(dead.probes) == probes
+
+
+async def test_replica_is_asked_once_when_its_only_client_left_early_and_it_lives(
+    engine: FakeEngine,
+) -> None:
+    engine.behaviour = silence()
+    async with gateway_to(engine, **FAST) as gateway:
+        async with client_of(gateway) as client:
+            await client.send(post(chat()))
+            await until(lambda: engine.active == 1)
+            await asyncio.sleep(0.15)
+        await asyncio.sleep(1.5)
+        assert lost(gateway) == {}
+    assert len(engine.probes) == 1
+
+
 async def test_external_endpoints_are_never_asked_when_they_are_silent_or_ejected(
     engine: FakeEngine,
 ) -> None:

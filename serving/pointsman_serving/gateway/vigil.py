@@ -43,7 +43,7 @@ _STALL_SECONDS: Final = 0.5
 
 @dataclass(slots=True)
 class _Watch:
-    """What is known of one endpoint while requests are open there."""
+    """What is known of one endpoint since requests were open there in silence."""
 
     due_at: float
     """When it is asked whether it is there, unless a byte comes before."""
@@ -131,14 +131,18 @@ class Vigil:
         task.add_done_callback(self._tasks.discard)
 
     def _silent(self, now: float) -> list[Endpoint]:
-        """Endpoints with open requests where nothing was heard for too long."""
+        """Endpoints where nothing was heard for too long since requests were open there.
+
+        Clients that have less patience take nothing back: the question of whether a replica is
+        there stays open until it is heard or has answered.
+        """
         watches: dict[Endpoint, _Watch] = {}
         due: list[Endpoint] = []
         for endpoint in self._upstreams.endpoints():
             if not endpoint.address.health_path:
                 continue
             watch = self._watches.get(endpoint)
-            if not endpoint.busy and (watch is None or not watch.asking):
+            if not endpoint.busy and (watch is None or (endpoint.heard and not watch.asking)):
                 continue
             if watch is None:
                 watch = _Watch(now + self._silence_seconds, self._silence_seconds, now)
@@ -165,6 +169,9 @@ class Vigil:
                 )
                 self._count(alive)
                 if alive:
+                    if not endpoint.busy:
+                        self._watches.pop(endpoint, None)
+                        return
                     watch.due_at = self._clock() + watch.pause_seconds
                     watch.pause_seconds = min(2 * watch.pause_seconds, _LONGEST_PAUSE_SECONDS)
                     return
@@ -179,6 +186,7 @@ class Vigil:
 
     def _lose(self, endpoint: Endpoint) -> None:
         key = endpoint.address.key
+        self._watches.pop(endpoint, None)
         log.warning(
             "replica lost", replica="/".join(key), reason=LOST, open_requests=len(endpoint.busy)
         )

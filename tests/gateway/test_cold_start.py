@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 
-from pointsman_api.route_table import BackendType, Overload
-from tests.gateway.fake_engine import Call, FakeEngine, answer, gated
+from pointsman_api.route_table import BackendType, Overload, Route, RouteTable, Rule, Target
+from tests.gateway.fake_engine import DONE, Call, FakeEngine, answer, gated, word_stream
 from tests.gateway.harness import (
+    FAST,
     address_of,
     ask,
     chat,
     client_of,
+    events,
     gateway_to,
     post,
     table_of,
@@ -112,6 +116,115 @@ async def test_newcomer_waits_behind_those_that_are_held_when_the_only_replica_i
         assert {reply.status for reply in await asyncio.gather(held, newcomer)} == {200}
     order = [call.json["messages"][0]["content"] for call in engine.calls]  # type: ignore[index]
     assert order == ["held", "newcomer"]
+
+
+async def test_waiters_are_held_when_the_only_replica_dies_under_others(
+    engine: FakeEngine,
+) -> None:
+    gate = asyncio.Event()
+    engine.behaviour = gated(gate)
+    table = table_of(slots=1, overload=Overload(max_queue_seconds=1.0, max_cold_start_seconds=20))
+    async with gateway_to(engine, table=table, slots=1) as gateway:
+        plane = gateway.plane
+        asked = [asyncio.ensure_future(ask(gateway, post(chat(text="sent")))) for _ in range(2)]
+        await until(lambda: engine.active == 2)
+        asked.append(asyncio.ensure_future(ask(gateway, post(chat(text="waits")))))
+        await until(lambda: len(plane.admission) == 1)
+
+        def seconds_each() -> float:
+            entry = plane.admission.find(plane.admission.waiters()[0])
+            assert entry is not None
+            place = dataclasses.replace(entry.place, again=False)
+            seconds = plane.admission.seconds_behind(1, place, departures=0, now=plane.clock())
+            assert seconds is not None
+            return seconds
+
+        before = seconds_each()
+        await engine.stop()
+        # Those who were sent wait again; all are held, longer than for room.
+        await until(lambda: len(plane.admission) == 3)
+        await asyncio.sleep(1.6)
+        entries = [plane.admission.find(waiter) for waiter in plane.admission.waiters()]
+        assert [True] * 3 == [entry is not None and entry.cold for entry in entries]
+        # Nor does it teach how fast the queue moves.
+        assert seconds_each() - before < 0.5
+        gate.set()
+        await engine.start()
+        replies = await asyncio.wait_for(asyncio.gather(*asked), 15)
+    assert [reply.status for reply in replies] == [200, 200, 200]
+
+
+async def test_waiter_is_held_when_the_table_moves_it_to_a_pool_without_replica(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    gate = asyncio.Event()
+    engine.behaviour = gated(gate)
+    overload = Overload(max_queue_seconds=0.5, max_cold_start_seconds=20)
+    async with gateway_to(engine, table=two_pools("p", overload), slots=1) as gateway:
+        plane = gateway.plane
+        asked = [asyncio.ensure_future(ask(gateway, post(chat()))) for _ in range(2)]
+        await until(lambda: engine.active == 2)
+        asked.append(asyncio.ensure_future(ask(gateway, post(chat(model="n")))))
+        asked.append(asyncio.ensure_future(ask(gateway, post(chat(text="moves")))))
+        await until(lambda: len(plane.admission) == 2)
+        gateway.set_table(two_pools("q", overload))
+        await asyncio.sleep(0.8)
+        assert [False, False] == [task.done() for task in asked[2:]]
+        plane.set_replicas("q", [address_of(other, slots=1, pool="q")])
+        gate.set()
+        replies = await asyncio.wait_for(asyncio.gather(*asked), 10)
+    assert [200] * 4 == [reply.status for reply in replies]
+
+
+async def test_begun_stream_waits_for_its_own_pool_when_the_table_changes(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    engine.behaviour = word_stream(200, gap=0.02)
+    other.behaviour = word_stream(200)
+    overload = Overload()
+    async with gateway_to(engine, table=two_pools("p", overload)) as gateway:
+        plane = gateway.plane
+        asked = asyncio.ensure_future(ask(gateway, post(chat(stream=True, max_tokens=200))))
+        await until(lambda: engine.active == 1)
+        await asyncio.sleep(0.1)
+        plane.set_replicas("p", [])
+        await engine.stop()
+        await until(lambda: len(plane.admission) == 1)
+        gateway.set_table(two_pools("q", overload))
+        assert [frozenset({"p"})] == plane.admission.lanes()
+        plane.set_replicas("p", [address_of(other)])
+        reply = await asyncio.wait_for(asked, 10)
+        assert (reply.status, reply.complete) == (200, True)
+        assert sum(event == DONE for event in events(reply.body)) == 1
+        assert sum(gateway.metrics.trouble.continuations.values()) == 1
+    assert b"".join(b"w%d " % number for number in range(200)) == words(reply.body)
+
+
+def words(body: bytes) -> bytes:
+    chunks = [json.loads(event[6:]) for event in events(body) if event != DONE]
+    contents = [choice["delta"]["content"] for chunk in chunks for choice in chunk["choices"]]
+    return "".join(contents).encode()
+
+
+def two_pools(pool: str, overload: Overload) -> RouteTable:
+    """The pools ``p`` and ``q``; the model ``m`` is at ``pool``, ``n`` at ``q``."""
+    entry = table_of(slots=1, engine="Simulated").pools["p"]
+    pools = {name: dataclasses.replace(entry, name=name) for name in ("p", "q")}
+    routes = {
+        model: Route(
+            policy=model,
+            rules=(
+                Rule(
+                    name="default",
+                    targets=(Target(pool=target),),
+                    resilience=FAST,
+                    overload=overload,
+                ),
+            ),
+        )
+        for model, target in (("m", pool), ("n", "q"))
+    }
+    return RouteTable(pools=pools, routes=routes)
 
 
 async def test_external_pool_is_answered_at_once_when_its_key_cannot_be_read() -> None:

@@ -15,6 +15,7 @@ from pointsman_serving.routing.place import Place
 from pointsman_serving.routing.types import Api, Prompt, RouteRequest
 
 KEY = ("policy", "default")
+LANE = frozenset({"p", "q"})
 RULE = Rule(
     name="default",
     targets=(Target(pool="p"), Target(pool="q")),
@@ -37,9 +38,9 @@ REJECTING = dataclasses.replace(
 
 
 def test_place_is_what_the_rule_says_when_the_request_says_nothing() -> None:
-    assert place_of(REQUEST, RULE, KEY, now=7.0, again=False) == Place(
+    assert place_of(REQUEST, RULE, KEY, lane=LANE, now=7.0, again=False) == Place(
         rule=KEY,
-        lane=frozenset({"p", "q"}),
+        lane=LANE,
         priority=3,
         tenant="t",
         cost_tokens=100 + 256,
@@ -51,23 +52,28 @@ def test_place_is_what_the_rule_says_when_the_request_says_nothing() -> None:
 
 
 def test_place_is_in_front_and_longer_when_the_request_was_let_through_before() -> None:
-    place = place_of(REQUEST, RULE, KEY, now=7.0, again=True)
+    place = place_of(REQUEST, RULE, KEY, lane=LANE, now=7.0, again=True)
     assert (place.again, place.queue_seconds) == (True, 90.0)
+
+
+def test_place_is_in_the_lane_of_its_pool_when_only_that_may_be_chosen() -> None:
+    bound = frozenset({"q"})
+    assert place_of(REQUEST, RULE, KEY, lane=bound, now=7.0, again=True).lane == bound
 
 
 def test_deadline_is_the_objective_when_there_is_one() -> None:
     stated = dataclasses.replace(REQUEST, ttft_slo_seconds=1.0)
-    assert place_of(REQUEST, REJECTING, KEY, now=7.0, again=False).deadline == 7.0
-    assert place_of(stated, REJECTING, KEY, now=7.0, again=False).deadline == 6.0
-    assert place_of(stated, RULE, KEY, now=7.0, again=False).deadline == 6.0
+    assert place_of(REQUEST, REJECTING, KEY, lane=LANE, now=7.0, again=False).deadline == 7.0
+    assert place_of(stated, REJECTING, KEY, lane=LANE, now=7.0, again=False).deadline == 6.0
+    assert place_of(stated, RULE, KEY, lane=LANE, now=7.0, again=False).deadline == 6.0
 
 
 def test_waiting_has_an_end_when_the_rule_rejects_who_is_late() -> None:
     never = float("inf")
-    assert place_of(REQUEST, REJECTING, KEY, now=7.0, again=False).latest == 7.0
-    assert place_of(REQUEST, REJECTING, KEY, now=7.0, again=True).latest == never
+    assert place_of(REQUEST, REJECTING, KEY, lane=LANE, now=7.0, again=False).latest == 7.0
+    assert place_of(REQUEST, REJECTING, KEY, lane=LANE, now=7.0, again=True).latest == never
     stated = dataclasses.replace(REQUEST, ttft_slo_seconds=1.0)
-    assert place_of(stated, RULE, KEY, now=7.0, again=False).latest == never
+    assert place_of(stated, RULE, KEY, lane=LANE, now=7.0, again=False).latest == never
 
 
 def test_cost_is_the_prompt_and_the_answer_when_it_is_bounded() -> None:

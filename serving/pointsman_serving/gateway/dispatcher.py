@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -40,6 +40,10 @@ class Routed(Protocol):
     @property
     def pools(self) -> list[str]:
         """The pools that its rule may choose."""
+
+    @property
+    def bound(self) -> bool:
+        """Whether its reply has begun: it stays with its pool whatever the route table says."""
 
     @property
     def pool(self) -> str:
@@ -100,7 +104,7 @@ class Dispatcher:
         self._clock = clock
         self._wake_due = False
         self._cold: set[Lane] = set()
-        """The lanes that had no replica when they were last looked at."""
+        """The lanes of which the queue was told last that they have no replica."""
         self._positions: dict[Lane, tuple[float, dict[int, int]]] = {}
         """When the places in a lane were counted, and what they were."""
 
@@ -118,10 +122,9 @@ class Dispatcher:
             cold: there is no replica that could take it.
         """
         rule = waiter.rule
-        place = place_of(waiter.request, rule, waiter.rule_key, now=now, again=again)
-        if not self._scheduler.has_replica(place.lane, now=now):
-            self._cold.add(place.lane)
-            cold = True
+        place = self._place(waiter, now=now, again=again)
+        # Those who wait there already are held for as long as the newcomer.
+        cold = self._look_for_replica(place.lane, now) or cold
         if not (again or cold):
             error = self._too_late(place, rule, now)
             if error is not None:
@@ -146,11 +149,7 @@ class Dispatcher:
         now = self._clock()
         rule = waiter.rule
         entry = self._queue.find(waiter)
-        place = (
-            place_of(waiter.request, rule, waiter.rule_key, now=now, again=False)
-            if entry is None
-            else entry.place
-        )
+        place = self._place(waiter, now=now, again=False) if entry is None else entry.place
         wait = self._retry_after(place, rule, now)
         if now >= place.latest:
             self._counts.shed(Shed.TOO_LATE)
@@ -196,8 +195,15 @@ class Dispatcher:
     def _push_out(self, waiter: Routed, now: float) -> None:
         self._counts.shed(Shed.PUSHED_OUT)
         rule = waiter.rule
-        place = place_of(waiter.request, rule, waiter.rule_key, now=now, again=False)
+        place = self._place(waiter, now=now, again=False)
         waiter.stop(openai.pushed_out(self._retry_after(place, rule, now)))
+
+    @staticmethod
+    def _place(waiter: Routed, *, now: float, again: bool) -> Place:
+        lane = frozenset(waiter.pools)
+        return place_of(
+            waiter.request, waiter.rule, waiter.rule_key, lane=lane, now=now, again=again
+        )
 
     def _set_time(self, waiter: Routed) -> None:
         entry = self._queue.find(waiter)
@@ -242,30 +248,36 @@ class Dispatcher:
             if entry is None:
                 continue
             found = self._scheduler.route(waiter.request)
-            if found is None:
-                self._let_go(waiter, waiter.decide(now), now)
+            if waiter.bound or found is None:
+                decision = waiter.decide(now)
+                if decision.outcome is not Outcome.CHOSEN and not waiter.waits(decision):
+                    self._let_go(waiter, decision, now)
                 continue
             lane = frozenset(target.pool for target in found[1].targets)
             if lane != entry.place.lane:
-                self._queue.move(waiter, lane, now=now)
+                cold = self._look_for_replica(lane, now)
+                self._queue.move(waiter, lane, now=now, cold=cold)
+                self._set_time(waiter)
         self.wake_soon()
 
     def _wake(self) -> None:
         self._wake_due = False
         lanes = self._queue.lanes()
         self._positions = {lane: self._positions[lane] for lane in lanes if lane in self._positions}
-        self._look_for_replicas(lanes)
+        self._cold.intersection_update(lanes)
+        now = self._clock()
+        for lane in lanes:
+            self._look_for_replica(lane, now)
         self._drain(set(lanes))
 
-    def _look_for_replicas(self, lanes: Iterable[Lane]) -> None:
-        """Note which lanes have no replica: their waiters are held for longer."""
-        now = self._clock()
-        cold = {lane for lane in lanes if not self._scheduler.has_replica(lane, now=now)}
-        changed = cold ^ self._cold.intersection(lanes)
-        self._cold = cold
-        for lane in changed:
-            for waiter in self._queue.set_cold(lane, lane in cold, now=now):
+    def _look_for_replica(self, lane: Lane, now: float) -> bool:
+        """Whether a lane has no replica: its waiters are held for longer then."""
+        cold = not self._scheduler.has_replica(lane, now=now)
+        if cold != (lane in self._cold):
+            self._cold ^= {lane}
+            for waiter in self._queue.set_cold(lane, cold, now=now):
                 self._set_time(waiter)
+        return cold
 
     def _drain(self, lanes: set[Lane], *, least_priority: int | None = None) -> set[Lane]:
         """Let go who can, in the queue's order; returns the lanes that still have room.

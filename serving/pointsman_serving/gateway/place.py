@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from pointsman_api.route_table import OverloadAction, Rule
 from pointsman_serving.gateway.limits import queue_seconds
-from pointsman_serving.routing.place import Place, RuleKey
+from pointsman_serving.routing.place import Lane, Place, RuleKey
 from pointsman_serving.routing.tokens import PRIOR_OUTPUT_TOKENS
 from pointsman_serving.routing.types import Api, RouteRequest
 
 _MOST_TOKENS = 1_000_000.0
 
 
-def place_of(request: RouteRequest, rule: Rule, key: RuleKey, *, now: float, again: bool) -> Place:
+def place_of(
+    request: RouteRequest, rule: Rule, key: RuleKey, *, lane: Lane, now: float, again: bool
+) -> Place:
     """Where a request waits.
 
     Its deadline is when its first token is wanted, or else when its time in the queue ends.
 
     Args:
+        lane: the pools that may still be chosen for it.
         again: it was let through before.
     """
     overload = rule.overload
@@ -26,7 +29,7 @@ def place_of(request: RouteRequest, rule: Rule, key: RuleKey, *, now: float, aga
     rejects = overload.action is OverloadAction.REJECT and objective_seconds is not None
     return Place(
         rule=key,
-        lane=frozenset(target.pool for target in rule.targets),
+        lane=lane,
         priority=overload.priority,
         tenant=request.fairness_id,
         cost_tokens=cost_tokens(request),

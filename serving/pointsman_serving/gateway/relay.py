@@ -143,6 +143,11 @@ class Relay:
         return [target.pool for target in self.rule.targets]
 
     @property
+    def bound(self) -> bool:
+        """Whether its reply has begun, so that only the pool it came from can go on with it."""
+        return bool(self._wanted()[1])
+
+    @property
     def pool(self) -> str:
         """The pool that it was sent to last; empty before that."""
         return "" if self._leg is None else self._leg.key.pool

@@ -238,8 +238,11 @@ class WaitQueue(Generic[Waiter]):
         entry = self._entries.get(waiter)
         return entry is not None and entry.set_cold(cold, now)
 
-    def move(self, waiter: Waiter, lane: Lane, *, now: float) -> None:
+    def move(self, waiter: Waiter, lane: Lane, *, now: float, cold: bool = False) -> None:
         """Let a waiter wait for other pools; its time goes on.
+
+        Args:
+            cold: these have no replica yet.
 
         Raises:
             LookupError: it does not wait.
@@ -248,8 +251,10 @@ class WaitQueue(Generic[Waiter]):
         if before is None:
             raise LookupError(f"{waiter!r} does not wait, so that it cannot be moved")
         self._remove(before, now=now, served=False)
-        self._put(waiter, replace(before.place, lane=lane), now=now, cold=before.cold)
-        self._entries[waiter].go_on_from(before)
+        self._put(waiter, replace(before.place, lane=lane), now=now, cold=cold)
+        entry = self._entries[waiter]
+        entry.go_on_from(before)
+        entry.set_cold(cold, now)
 
     def retain(self, rules: Iterable[tuple[int, Lane]]) -> None:
         """Forget how fast lanes drained that are not among these priorities and lanes."""

@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 from pointsman_api.route_table import BackendType, Overload, Route, RouteTable, Rule, Target
+from pointsman_serving.gateway.server import Gateway
 from tests.gateway.fake_engine import DONE, Call, FakeEngine, answer, gated, word_stream
 from tests.gateway.harness import (
     FAST,
@@ -144,14 +145,40 @@ async def test_waiters_are_held_when_the_only_replica_dies_under_others(
         # Those who were sent wait again; all are held, longer than for room.
         await until(lambda: len(plane.admission) == 3)
         await asyncio.sleep(1.6)
-        entries = [plane.admission.find(waiter) for waiter in plane.admission.waiters()]
-        assert [True] * 3 == [entry is not None and entry.cold for entry in entries]
+        assert [True] * 3 == held(gateway)
         # Nor does it teach how fast the queue moves.
         assert seconds_each() - before < 0.5
         gate.set()
         await engine.start()
         replies = await asyncio.wait_for(asyncio.gather(*asked), 15)
     assert [reply.status for reply in replies] == [200, 200, 200]
+
+
+async def test_others_go_too_when_the_first_at_a_replica_that_is_back_takes_long(
+    engine: FakeEngine,
+) -> None:
+    gate = asyncio.Event()
+    async with gateway_to(engine, table=table_of(slots=8), slots=8) as gateway:
+        plane = gateway.plane
+        plane.scheduler.failed(address_of(engine).key, now=plane.clock(), hard=True)
+        engine.behaviour = gated(gate)
+        asked = [asyncio.ensure_future(ask(gateway, post(chat(text=f"{n}")))) for n in range(4)]
+        await until(lambda: engine.active == 1)
+        # They wait for room, not for a replica to come.
+        await until(lambda: not any(held(gateway)))
+        assert len(plane.admission) == 3
+        # No answer is whole yet, and yet the next ones are sent.
+        await until(lambda: engine.active == 2, seconds=10.0)
+        gate.set()
+        replies = await asyncio.wait_for(asyncio.gather(*asked), 10)
+    assert [200] * 4 == [reply.status for reply in replies]
+
+
+def held(gateway: Gateway) -> list[bool]:
+    """Whether each of those who wait is held for a replica to come."""
+    admission = gateway.plane.admission
+    entries = [admission.find(waiter) for waiter in admission.waiters()]
+    return [entry.cold for entry in entries if entry is not None]
 
 
 async def test_waiter_is_held_when_the_table_moves_it_to_a_pool_without_replica(

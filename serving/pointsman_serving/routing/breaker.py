@@ -9,6 +9,9 @@ from typing import Final
 FAILURES_UNTIL_OPEN: Final = 2
 FIRST_EJECTION_SECONDS: Final = 1.0
 LONGEST_EJECTION_SECONDS: Final = 60.0
+PROBE_SECONDS: Final = 2.0
+"""A probe that has not failed for so long lets another request try as well: where the whole
+answer is awaited, one request at a time would keep a healthy replica shut for minutes."""
 LONGEST_SILENCE_SECONDS: Final = 5.0
 """Between two questions after its health: they are cheap, and a replica may be back any time."""
 
@@ -24,9 +27,9 @@ class BreakerState(StrEnum):
     CLOSED = "Closed"
     OPEN = "Open"
     HALF_OPEN = "HalfOpen"
-    """One request is out to try it."""
+    """A request is out to try it."""
     DUE = "Due"
-    """The next request tries it: its health has answered, or who tried it last said nothing."""
+    """The next request tries it: its health has answered, or who tried it last said nothing yet."""
 
 
 class BreakerEvent(StrEnum):
@@ -39,6 +42,8 @@ class BreakerEvent(StrEnum):
     PROBE_SUCCEEDED = "ProbeSucceeded"
     PROBE_GIVEN_UP = "ProbeGivenUp"
     """The client left before the probe said anything."""
+    PROBE_LATE = "ProbeLate"
+    """The probe has neither failed nor succeeded for a while."""
     HEALTH_ANSWERED = "HealthAnswered"
     HEALTH_SILENT = "HealthSilent"
 
@@ -54,6 +59,7 @@ TRANSITIONS: Final = {
     (_OPEN, BreakerEvent.HEALTH_SILENT): _OPEN,
     (_HALF_OPEN, BreakerEvent.PROBE_SUCCEEDED): _CLOSED,
     (_HALF_OPEN, BreakerEvent.PROBE_GIVEN_UP): _DUE,
+    (_HALF_OPEN, BreakerEvent.PROBE_LATE): _DUE,
     (_HALF_OPEN, BreakerEvent.FAILED): _OPEN,
     (_HALF_OPEN, BreakerEvent.FAILED_AGAIN): _OPEN,
     (_DUE, BreakerEvent.PROBE_SENT): _HALF_OPEN,
@@ -89,7 +95,7 @@ class Breaker:
         self.asked = asked
         self.state = BreakerState.CLOSED
         self.until = 0.0
-        """When a request may try the replica again, or its health is asked."""
+        """When a request may try the replica again, also beside a probe, or its health is asked."""
         self.lost = False
         """It is ejected, and there was no sign of life since."""
         self.closed_at = -math.inf
@@ -101,13 +107,18 @@ class Breaker:
         self._silence_seconds = FIRST_EJECTION_SECONDS
 
     def allows(self, now: float) -> bool:
-        """Whether a request may go there: closed, or its turn has come and no probe is out."""
+        """Whether a request may go there: closed, or it is its turn to try the replica."""
         state = self.state
         return (
             state is _CLOSED
             or state is _DUE
             or (state is _OPEN and not self.asked and now >= self.until)
+            or (state is _HALF_OPEN and now >= self.until)
         )
+
+    def serves(self, now: float) -> bool:
+        """Whether the replica is one to wait for: it may get requests, or is being tried."""
+        return self.state is _HALF_OPEN or self.allows(now)
 
     @property
     def last_resort(self) -> bool:
@@ -122,10 +133,12 @@ class Breaker:
         return self.asked and self.state is _OPEN and now >= self.until
 
     def sent(self, now: float) -> bool:
-        """Note a request that goes there; True where it is the probe.
+        """Note a request that goes there; True where it is a probe.
 
         A request may go before the ejection is over, where nothing else is left to try.
         """
+        if self.state is _HALF_OPEN and now >= self.until:
+            self._enter(BreakerEvent.PROBE_LATE, now)
         if self.state in (_CLOSED, _HALF_OPEN):
             return False
         self._enter(BreakerEvent.PROBE_SENT, now)
@@ -193,6 +206,8 @@ class Breaker:
             self._outcomes = 0
             self._silence_seconds = FIRST_EJECTION_SECONDS
             self.lost = False
+        elif state is _HALF_OPEN:
+            self.until = now + PROBE_SECONDS
         elif state is _OPEN and event is not BreakerEvent.HEALTH_SILENT:
             if before is _CLOSED and now - self.closed_at > LONGEST_EJECTION_SECONDS:
                 self._ejection_seconds = FIRST_EJECTION_SECONDS

@@ -128,7 +128,7 @@ class PoolState:
 
     def has_replica(self, now: float) -> bool:
         """Whether any replica serves, however busy it is."""
-        return any(not state.draining and state.breaker.allows(now) for state in self.states)
+        return any(not state.draining and state.breaker.serves(now) for state in self.states)
 
     @property
     def capacity(self) -> int:

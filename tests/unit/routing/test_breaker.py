@@ -120,6 +120,33 @@ def test_another_probe_may_go_when_the_client_of_the_first_left() -> None:
     assert breaker.allows(1.2)
 
 
+def test_next_request_tries_too_when_the_probe_has_not_failed_for_a_while() -> None:
+    breaker = opened()
+    assert breaker.sent(1.0)
+    assert not breaker.allows(2.9)
+    assert breaker.serves(2.9)
+    assert breaker.allows(3.0)
+    assert breaker.sent(3.0)
+    # One more each time, not all at once.
+    assert not breaker.allows(4.9)
+    assert not breaker.sent(4.9)
+    assert breaker.allows(5.0)
+    assert breaker.succeeded(5.0, probe=True, whole=True)
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_ejection_doubles_once_when_several_probes_fail() -> None:
+    breaker = opened()
+    breaker.sent(1.0)
+    breaker.sent(3.0)
+    assert breaker.failed(4.0, hard=False)
+    assert breaker.until == 6.0
+    assert not breaker.failed(4.1, hard=False)
+    breaker.gave_up(4.2)
+    assert (breaker.state, breaker.until) == (BreakerState.OPEN, 6.0)
+    assert not breaker.serves(4.2)
+
+
 def test_old_requests_change_nothing_when_the_breaker_is_open() -> None:
     breaker = opened()
     breaker.succeeded(0.1, probe=False, whole=True)
@@ -271,6 +298,22 @@ def test_request_is_held_when_every_replica_is_lost() -> None:
     decision = scheduler.decide(request, now=1.0)
     assert decision.winner is not None
     assert decision.winner.key.replica == "b"
+
+
+def test_pool_has_a_replica_and_no_room_when_its_only_one_is_being_tried() -> None:
+    scheduler = asked_scheduler("a")
+    (address,) = healthy("a")
+    scheduler.failed(address.key, now=0.0, hard=True)
+    assert not scheduler.has_replica(["dense"], now=1.0)
+    scheduler.health(address, now=1.0, answered=True)
+    request = chat("x", stream=False)
+    ticket = scheduler.dispatch(request, scheduler.decide(request, now=1.0), now=1.0)
+    assert ticket.probe
+    assert scheduler.has_replica(["dense"], now=1.0)
+    assert not scheduler.has_room(["dense"], now=2.9)
+    assert scheduler.has_room(["dense"], now=3.0)
+    scheduler.finish(ticket, now=60.0, ok=True)
+    assert scheduler.has_room(["dense"], now=60.0)
 
 
 def test_request_waits_when_one_replica_is_lost_and_the_other_full() -> None:

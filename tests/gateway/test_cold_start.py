@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import json
 
+import pytest
+
 from pointsman_api.route_table import BackendType, Overload, Route, RouteTable, Rule, Target
 from pointsman_serving.gateway.server import Gateway
 from tests.gateway.fake_engine import DONE, Call, FakeEngine, answer, gated, word_stream
@@ -23,6 +25,8 @@ from tests.gateway.harness import (
 )
 
 
+@pytest.mark.pain_3
+@pytest.mark.pain_22
 async def test_request_is_held_when_its_pool_has_no_replica_yet(engine: FakeEngine) -> None:
     async with gateway_to(table=table_of(slots=4)) as gateway:
         async with client_of(gateway) as client:
@@ -37,6 +41,7 @@ async def test_request_is_held_when_its_pool_has_no_replica_yet(engine: FakeEngi
         await until(lambda: not gateway.plane.relays)
 
 
+@pytest.mark.pain_22
 async def test_request_is_refused_when_no_replica_comes_in_time() -> None:
     table = table_of(overload=Overload(max_cold_start_seconds=0.3, max_queue_seconds=0.1))
     async with gateway_to(table=table) as gateway:
@@ -67,6 +72,8 @@ async def test_request_waits_for_room_only_as_long_as_its_rule_says_when_a_repli
     assert sorted(reply.status for reply in replies) == [200, 200, 429]
 
 
+@pytest.mark.pain_3
+@pytest.mark.pain_22
 async def test_held_requests_go_as_slots_are_free_when_a_replica_comes(engine: FakeEngine) -> None:
     most = 0
 
@@ -87,6 +94,8 @@ async def test_held_requests_go_as_slots_are_free_when_a_replica_comes(engine: F
     assert most <= 5
 
 
+@pytest.mark.pain_3
+@pytest.mark.pain_22
 async def test_held_requests_are_bounded_when_many_come() -> None:
     table = table_of(overload=Overload(max_queued_requests=2, max_cold_start_seconds=0.3))
     async with gateway_to(table=table) as gateway:
@@ -103,6 +112,7 @@ async def test_held_request_is_forgotten_when_its_client_leaves() -> None:
         await until(lambda: len(gateway.plane.admission) == 0)
 
 
+@pytest.mark.pain_3
 async def test_newcomer_waits_behind_those_that_are_held_when_the_only_replica_is_ejected(
     engine: FakeEngine,
 ) -> None:

@@ -36,6 +36,7 @@ async def listens(port: int) -> bool:
     return True
 
 
+@pytest.mark.pain_14
 async def test_no_request_fails_when_the_gateway_is_ended_under_load(engine: FakeEngine) -> None:
     """Clients that keep their connections, and go elsewhere once it is not ready for a second."""
     engine.behaviour = answer(delay=0.01)
@@ -81,6 +82,7 @@ async def test_no_request_fails_when_the_gateway_is_ended_under_load(engine: Fak
     assert cut == []
 
 
+@pytest.mark.pain_14
 async def test_readiness_ends_at_once_and_replies_say_close_when_a_stop_begins(
     engine: FakeEngine,
 ) -> None:
@@ -132,6 +134,7 @@ async def test_idle_connections_close_and_nobody_listens_when_the_lame_duck_is_o
         assert not await listens(port)
 
 
+@pytest.mark.pain_14
 async def test_stream_ends_whole_when_it_outlasts_the_lame_duck(engine: FakeEngine) -> None:
     engine.behaviour = stream_of(["a"] * 30, gap=0.03)
     async with gateway_to(engine, lame_duck_seconds=0.2) as gateway, client_of(gateway) as client:

@@ -54,6 +54,26 @@ async def test_replica_gets_nothing_new_and_ends_its_stream_when_it_leaves_the_l
     assert whole.body.count(b'"w "') == 40
 
 
+@pytest.mark.pain_9
+async def test_nothing_is_believed_cached_when_the_engine_says_it_is_another_instance(
+    engine: FakeEngine,
+) -> None:
+    body = chat(text="a long story " * 400)
+    ask_why = post(body, path="/v1/route/explain")
+    async with gateway_to(engine) as gateway:
+        believed = []
+        for instance in ("0123456789abcdef", "0123456789abcdef", "fedcba9876543210"):
+            engine.once = [answer(extra=(f"x-pointsman-instance: {instance}",))]
+            # The second instance is told of by a request that shares nothing with the first's.
+            await ask(gateway, post(chat(text=f"another {instance}") if believed else body))
+            why = (await ask(gateway, ask_why)).json
+            candidates = why["candidates"]
+            assert isinstance(candidates, list)
+            believed.append(candidates[0]["predicted_cached_tokens"])
+    assert min(believed[:2]) > 100
+    assert 0 == believed[2]
+
+
 @pytest.mark.pain_17
 async def test_limit_is_gone_when_the_table_no_longer_states_it(engine: FakeEngine) -> None:
     gate = asyncio.Event()

@@ -210,6 +210,7 @@ def test_progress_is_told_only_when_a_stream_asks(value: str, stream: bool, want
 ASK = post(chat(stream=True), "x-pointsman-progress: true")
 
 
+@pytest.mark.pain_22
 async def test_stream_comes_after_comments_when_a_replica_starts(engine: FakeEngine) -> None:
     engine.behaviour = answer("one two")
     async with gateway_to() as gateway, client_of(gateway) as client:
@@ -229,6 +230,7 @@ async def test_stream_comes_after_comments_when_a_replica_starts(engine: FakeEng
     assert "x-pointsman-progress" not in engine.calls[0].headers
 
 
+@pytest.mark.pain_22
 async def test_error_comes_as_an_event_when_the_wait_was_in_vain(engine: FakeEngine) -> None:
     table = table_of(overload=Overload(max_cold_start_seconds=1.3))
     async with gateway_to(table=table) as gateway:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+import pytest
+
 from pointsman_api.route_table import (
     Overload,
     Route,
@@ -117,6 +119,7 @@ async def test_queue_moves_on_when_a_replica_joins(engine: FakeEngine, other: Fa
         await asyncio.gather(*asked)
 
 
+@pytest.mark.pain_3
 async def test_queue_holds_longer_when_the_last_replica_leaves(
     engine: FakeEngine, other: FakeEngine
 ) -> None:

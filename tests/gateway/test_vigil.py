@@ -65,6 +65,7 @@ def breakers(gateway: Gateway) -> dict[str, BreakerState]:
     return {replica.key.replica: replica.breaker for replica in pool.replicas}
 
 
+@pytest.mark.pain_20
 async def test_request_goes_elsewhere_when_its_replica_falls_silent(
     engine: FakeEngine, other: FakeEngine
 ) -> None:
@@ -96,6 +97,7 @@ async def test_request_goes_elsewhere_when_its_replica_falls_silent(
         assert len(dead.calls) == calls
 
 
+@pytest.mark.pain_20
 async def test_every_open_request_ends_when_its_replica_is_lost(engine: FakeEngine) -> None:
     engine.behaviour = stream_then_silence(2)
     engine.health = silence()
@@ -351,6 +353,7 @@ async def test_ejected_replica_gets_nothing_when_its_health_is_silent(
         assert breakers(gateway)["a"] is BreakerState.CLOSED
 
 
+@pytest.mark.pain_18
 async def test_replica_is_ejected_when_all_its_streams_break_after_their_first_token(
     engine: FakeEngine, other: FakeEngine
 ) -> None:
@@ -429,6 +432,7 @@ async def dies_silently(child: EngineProcess, silent: Callable[[], None]) -> Non
         assert 10 == len(other.calls)
 
 
+@pytest.mark.pain_20
 async def test_replica_is_lost_when_its_process_is_stopped(engine: FakeEngine) -> None:
     async with engine_process() as child:
         await dies_silently(child, child.stop)
@@ -488,6 +492,7 @@ async def lossy_link() -> AsyncIterator[tuple[str, str, Callable[[], None]]]:
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and the command ip"
 )
+@pytest.mark.pain_20
 async def test_replica_is_lost_when_its_packets_are_dropped() -> None:
     async with (
         lossy_link() as (name, host, drop),

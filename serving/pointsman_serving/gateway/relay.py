@@ -145,7 +145,7 @@ class Relay:
     @property
     def bound(self) -> bool:
         """Whether its reply has begun, so that only the pool it came from can go on with it."""
-        return bool(self._wanted()[1])
+        return self._resuming is not None
 
     @property
     def pool(self) -> str:

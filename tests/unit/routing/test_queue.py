@@ -245,6 +245,7 @@ def test_queue_keeps_no_waiter_alive_when_it_has_left() -> None:
     assert trace() is None
 
 
+@pytest.mark.pain_24
 def test_queue_keeps_no_state_of_tenants_when_a_hundred_thousand_have_come_and_gone() -> None:
     queue = queue_of(*((f"stays{n}", place("stays", cost_tokens=1.0)) for n in range(3)))
     for number in range(100_000):

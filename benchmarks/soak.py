@@ -96,6 +96,7 @@ def main() -> int:
             "outcomes": core.outcomes,
             "queued": core.queued,
             "conversations_remembered": core.conversations,
+            "blocks_remembered_of_a_replica": core.cached_blocks,
         }
         charts["soak_virtual.svg"] = chart_of(core.samples, "Scheduler, metrics, queue")
     if given.sockets:

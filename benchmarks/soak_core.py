@@ -60,6 +60,8 @@ class CoreOutcome:
     """Requests that waited."""
     conversations: int
     """Remembered at the end."""
+    cached_blocks: int
+    """Believed cached at the end, of the replica with the most."""
 
 
 class CoreSoak:
@@ -110,11 +112,15 @@ class CoreSoak:
         for waiter in self._queue.waiters():
             self._leave(waiter)
         self._check()
+        snapshot = self._scheduler.snapshot()
         return CoreOutcome(
             samples=samples,
             outcomes=dict(self._outcomes),
             queued=self._queued,
-            conversations=self._scheduler.snapshot().conversations,
+            conversations=snapshot.conversations,
+            cached_blocks=max(
+                replica.cached_blocks for pool in snapshot.pools for replica in pool.replicas
+            ),
         )
 
     def _play(self, number: int) -> None:

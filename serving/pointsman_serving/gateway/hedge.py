@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pointsman_api.route_table import Rule
 from pointsman_serving.gateway.budget import Budget
 from pointsman_serving.gateway.leg import Leg
+from pointsman_serving.gateway.legs import Legs
 from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.routing.types import Decision, Outcome, ReplicaKey, RouteRequest
 
@@ -76,11 +77,17 @@ class Hedge:
         objective = (now if arrived_at is None else arrived_at) + self._ttft_seconds
         self.due_at = max(now + _SURELY_LATE * predicted, objective - predicted, now)
 
-    def decide(self, first: Leg, excluded: Collection[ReplicaKey], now: float) -> Decision | None:
-        """The second replica; None where there is none with room, or the budget is spent."""
+    def decide(self, legs: Legs, excluded: Collection[ReplicaKey], now: float) -> Decision | None:
+        """The second replica; None where there is none with room, or the budget is spent.
+
+        Args:
+            legs: the attempts under way.
+        """
         self.due_at = math.inf
+        if len(legs) != 1:
+            return None
         plane, request = self._plane, self._request
-        decision = plane.decide(request, now, {*excluded, first.key})
+        decision = plane.decide(request, now, {*excluded, legs.first.key})
         winner = decision.winner
         if decision.outcome is not Outcome.CHOSEN or winner is None:
             plane.metrics.trouble.hedges["no_room"] += 1
@@ -90,6 +97,7 @@ class Hedge:
             plane.metrics.trouble.hedges["no_budget"] += 1
             return None
         plane.metrics.trouble.hedges["sent"] += 1
+        self.sends_twice = True
         return decision
 
     def decided(self, leg: Leg) -> None:

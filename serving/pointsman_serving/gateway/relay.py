@@ -367,21 +367,14 @@ class Relay:
                 self._leg.expect_more()
             self._arm()
         else:
-            if self._hedge is not None and self.phase is Phase.SENT and now >= self._hedge.due_at:
-                self._send_twice(now)
+            hedge = self._hedge
+            if hedge is not None and self.phase is Phase.SENT and now >= hedge.due_at:
+                second = hedge.decide(self._legs, self._attempts.excluded, now)
+                if second is not None:
+                    self._dispatch(second)
             self._legs.tell_late(now)
             if self._legs and self.phase in (Phase.SENT, Phase.REPLYING):
                 self._arm()
-
-    def _send_twice(self, now: float) -> None:
-        """Ask a second replica for the first token, where the budget and the others allow."""
-        hedge = self._hedge
-        if hedge is None or len(self._legs) != 1:
-            return
-        decision = hedge.decide(self._legs.first, self._attempts.excluded, now)
-        if decision is not None:
-            hedge.sends_twice = True
-            self._dispatch(decision)
 
     # The end.
 

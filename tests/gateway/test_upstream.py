@@ -136,7 +136,7 @@ async def test_upstream_connection_is_not_counted_when_it_is_given_up_just_as_it
         def connected(self, connection: UpstreamConnection) -> None:
             connection.abandon()
 
-        def connect_failed(self, reason: str) -> None:
+        def connect_failed(self, reason: str, *, lacking: bool) -> None:
             raise AssertionError(reason)
 
     upstreams = Upstreams(idle_seconds=1.0, idle_connections=1, clock=time.monotonic)

@@ -30,8 +30,12 @@ class Exchange(Protocol):
     def connected(self, connection: UpstreamConnection) -> None:
         """The connection is there; the request can be sent on it."""
 
-    def connect_failed(self, reason: str) -> None:
-        """There is no connection."""
+    def connect_failed(self, reason: str, *, lacking: bool) -> None:
+        """There is no connection.
+
+        Args:
+            lacking: the gateway has no descriptor or port left; of the replica nothing is known.
+        """
 
     def head(self, status: int, headers: list[Header]) -> None:
         """The reply's status and headers (names in lower case)."""

@@ -52,6 +52,14 @@ def no_connection(reason: str) -> Failure:
     return Failure(label=CONNECT, reason=reason, gone=True)
 
 
+def no_descriptor(reason: str) -> Failure:
+    """The gateway could connect to nobody.
+
+    It counts as an attempt and against the retry budget: others most likely fail by it too.
+    """
+    return Failure(label="no_descriptor", reason=reason, eject=False)
+
+
 def refusal_in_stream(error: StreamError) -> ApiError:
     """The answer to a request with which the replica found fault in its stream."""
     message = str(error.message)[:_ERROR_SHOWN]

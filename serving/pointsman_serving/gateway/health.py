@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import aiohttp
 from yarl import URL
 
+from pointsman_serving.gateway.descriptors import lacking
 from pointsman_serving.routing.types import ReplicaAddress
+
+
+class Health(StrEnum):
+    """What came of asking."""
+
+    ANSWERED = "answered"
+    SILENT = "silent"
+    UNKNOWN = "unknown"
+    """The gateway itself could not ask."""
 
 
 async def ask_health(
     session: aiohttp.ClientSession, address: ReplicaAddress, *, timeout_seconds: float
-) -> bool:
+) -> Health:
     """Whether GET of the replica's health path answers 200 in time.
 
     Anything else is a no: no connection, another status, a head that does not end.
     """
-    status = await _status(session, address, address.health_path, timeout_seconds)
-    return status == 200
+    answer = await _status(session, address, address.health_path, timeout_seconds)
+    if isinstance(answer, Health):
+        return answer
+    return Health.ANSWERED if answer == 200 else Health.SILENT
 
 
 async def ask_alive(
     session: aiohttp.ClientSession, address: ReplicaAddress, *, timeout_seconds: float
-) -> bool:
+) -> Health:
     """Whether GET of the replica's alive path answers anything in time.
 
     Whoever says that it drains, is busy or knows no such path is at work: only silence, a
     connection that cannot be made or breaks, and what is not HTTP are a no.
     """
     path = address.alive_path or address.health_path
-    return await _status(session, address, path, timeout_seconds) is not None
+    answer = await _status(session, address, path, timeout_seconds)
+    return answer if isinstance(answer, Health) else Health.ANSWERED
 
 
 async def _status(
     session: aiohttp.ClientSession, address: ReplicaAddress, path: str, timeout_seconds: float
-) -> int | None:
-    """The status of the answer; None: there was none in time."""
+) -> int | Health:
+    """The status of the answer; without one in time, whose fault that is."""
     url = URL.build(
         scheme="https" if address.tls else "http",
         host=address.host,
@@ -46,5 +61,5 @@ async def _status(
     try:
         async with session.get(url, timeout=limit, allow_redirects=False) as response:
             return response.status
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return None
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        return Health.UNKNOWN if lacking(error) else Health.SILENT

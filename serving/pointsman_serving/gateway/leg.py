@@ -14,6 +14,7 @@ from pointsman_serving.gateway.failure import (
     Failure,
     Judge,
     no_connection,
+    no_descriptor,
     refusal_in_stream,
 )
 from pointsman_serving.gateway.headers import Header
@@ -184,11 +185,11 @@ class Leg:
             return resumed_token_seconds(self._rule, predicted_seconds=predicted_seconds)
         return first_token_seconds(self._rule, stream=self._stream)
 
-    def connect_failed(self, reason: str) -> None:
+    def connect_failed(self, reason: str, *, lacking: bool) -> None:
         """No connection: the next replica."""
         self._connecting = None
         if self.phase is LegPhase.CONNECTING:
-            self._fail(no_connection(reason))
+            self._fail(no_descriptor(reason) if lacking else no_connection(reason))
 
     # The replica's reply.
 

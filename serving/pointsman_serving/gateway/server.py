@@ -18,6 +18,7 @@ import uvicorn
 from pointsman_api.route_table import RouteTable
 from pointsman_serving.gateway.app import create_app
 from pointsman_serving.gateway.credentials import Credentials
+from pointsman_serving.gateway.descriptors import raise_limit
 from pointsman_serving.gateway.discovery import ReplicaSource
 from pointsman_serving.gateway.hot import hot_protocol
 from pointsman_serving.gateway.metrics import Metrics
@@ -184,6 +185,7 @@ class Gateway:
         Raises:
             ListenError: the address is taken, or not ours.
         """
+        raise_limit()
         with listen(self.settings.host, self.settings.port) as listener:
             self._socket = listener
             plane = self._start_plane()

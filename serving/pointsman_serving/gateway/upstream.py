@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import structlog
 
 from pointsman_serving.gateway.connection import Exchange, UpstreamConnection
+from pointsman_serving.gateway.descriptors import lacking
 from pointsman_serving.gateway.endpoint import Endpoint
 from pointsman_serving.routing.types import ReplicaAddress
 
@@ -97,10 +98,13 @@ class Upstreams:
                 )
             made = True
         except TimeoutError:
-            exchange.connect_failed(f"no connection within {timeout_seconds:g} s")
+            exchange.connect_failed(f"no connection within {timeout_seconds:g} s", lacking=False)
         except (OSError, UnicodeError) as error:
             cause = getattr(error, "strerror", None) or error
-            exchange.connect_failed(f"cannot connect ({cause})")
+            if lacking(error):
+                exchange.connect_failed(f"the gateway cannot connect ({cause})", lacking=True)
+            else:
+                exchange.connect_failed(f"cannot connect ({cause})", lacking=False)
         else:
             exchange.connected(connection)
         finally:

@@ -19,7 +19,7 @@ import aiohttp
 import structlog
 
 from pointsman_serving.gateway.endpoint import Endpoint
-from pointsman_serving.gateway.health import ask_alive, ask_health
+from pointsman_serving.gateway.health import Health, ask_alive, ask_health
 from pointsman_serving.gateway.metrics import Metrics
 from pointsman_serving.gateway.upstream import Upstreams
 from pointsman_serving.routing.scheduler import Scheduler
@@ -34,6 +34,8 @@ _FAILURES_UNTIL_LOST: Final = 2
 # A refused connection fails at once: that is no second opinion.
 _SHORTEST_BETWEEN_SECONDS: Final = 0.25
 _LONGEST_PAUSE_SECONDS: Final = 5.0
+# Where the gateway itself could not ask.
+_UNKNOWN_PAUSE_SECONDS: Final = 0.5
 # Where a whole node is silent, its replicas are asked in waves: few at a time.
 _MOST_STARTED_PER_TICK: Final = 32
 _MOST_AT_ONCE: Final = 128
@@ -167,8 +169,11 @@ class Vigil:
                 alive = await ask_alive(
                     session, endpoint.address, timeout_seconds=self._probe_seconds
                 )
-                self._count(alive)
-                if alive:
+                self._trouble.health_probes[alive.value] += 1
+                if alive is Health.UNKNOWN:
+                    watch.due_at = self._clock() + watch.pause_seconds
+                    return
+                if alive is Health.ANSWERED:
                     if not endpoint.busy:
                         self._watches.pop(endpoint, None)
                         return
@@ -198,13 +203,14 @@ class Vigil:
 
     async def _ask_ejected(self, session: aiohttp.ClientSession, address: ReplicaAddress) -> None:
         try:
-            answered = await ask_health(session, address, timeout_seconds=self._probe_seconds)
-            self._count(answered)
+            health = await ask_health(session, address, timeout_seconds=self._probe_seconds)
+            self._trouble.health_probes[health.value] += 1
+            if health is Health.UNKNOWN:
+                await asyncio.sleep(_UNKNOWN_PAUSE_SECONDS)
+                return
+            answered = health is Health.ANSWERED
             self._scheduler.health(address, now=self._clock(), answered=answered)
             if answered:
                 self._woken()
         finally:
             self._ejected.discard(address)
-
-    def _count(self, answered: bool) -> None:
-        self._trouble.health_probes["answered" if answered else "silent"] += 1

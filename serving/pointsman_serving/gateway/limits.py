@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pointsman_api.route_table import Rule
 
+_RESUMED_SECONDS = 1.0
+
 
 def queue_seconds(rule: Rule, *, again: bool) -> float:
     """How long it may wait for room.
@@ -28,15 +30,15 @@ def first_token_seconds(rule: Rule, *, stream: bool) -> float:
 def resumed_token_seconds(rule: Rule, *, predicted_seconds: float) -> float:
     """How long a replica that goes on with a stream may be silent at first.
 
-    The client is in the middle of a stream: what is reading the prompt again may take comes on
-    top of what a gap between two tokens may.
+    The client is in the middle of a stream, and others could go on as well: not much longer than
+    reading the prompt again should take.
 
     Args:
         predicted_seconds: until the first token, by the scheduler.
     """
     limits = rule.resilience
-    most = limits.between_tokens_timeout_seconds + 2.0 * predicted_seconds
-    return min(most, limits.first_token_timeout_seconds)
+    most = _RESUMED_SECONDS + 4.0 * predicted_seconds
+    return min(most, max(limits.between_tokens_timeout_seconds, predicted_seconds))
 
 
 def next_token_seconds(rule: Rule, *, stream: bool) -> float:

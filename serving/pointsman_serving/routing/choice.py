@@ -9,6 +9,7 @@ from xxhash import xxh3_64_intdigest
 
 from pointsman_api.route_table import OverloadAction, Route, RouteTable, Rule
 from pointsman_serving.routing import reasons
+from pointsman_serving.routing.breaker import BreakerState
 from pointsman_serving.routing.candidates import rejection, ring_names, select
 from pointsman_serving.routing.objective import PoolTerms, Scored
 from pointsman_serving.routing.quality import prior_quality
@@ -34,6 +35,8 @@ _FOREVER: Final = float("inf")
 # What rounding can make of equal terms; also far below a millisecond at the least price of time.
 _EQUAL: Final = 1e-13
 _EXPLAINED_PER_POOL: Final = 64
+_CLOSED: Final = BreakerState.CLOSED
+_DOUBTFUL: Final = (RejectReason.SILENT, RejectReason.ON_TRIAL)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class Question:
     exclude: Container[ReplicaKey]
     seed: int
     now: float
+    careful: bool = False
+    """The client is in the middle of its answer: it is not what a replica is tried with."""
     ttft_seconds_left: float = _FOREVER
     """What remains of the TTFT objective; infinite where there is none."""
 
@@ -141,17 +146,17 @@ def _score(question: Question) -> _Field:
         terms = _terms(question, pool, quality, ring, replicas)
         for replica in replicas:
             why = rejection(replica, exclude, now)
+            if why is None and question.careful and replica.breaker.state is not _CLOSED:
+                why = RejectReason.ON_TRIAL
             if why is None:
                 scored.append(terms.score(replica))
             else:
                 rejected.append((terms, replica, why))
     if not scored:
-        # Who hesitates is passed over, but is better than nobody.
-        scored = [
-            terms.score(state) for terms, state, why in rejected if why is RejectReason.SILENT
-        ]
+        # Who hesitates or is on trial is passed over, but is better than nobody.
+        scored = [terms.score(state) for terms, state, why in rejected if why in _DOUBTFUL]
         if scored:
-            rejected = [each for each in rejected if each[2] is not RejectReason.SILENT]
+            rejected = [each for each in rejected if each[2] not in _DOUBTFUL]
     if not scored and not any(why is RejectReason.FULL for _, _, why in rejected):
         # Rather the last replica than none: it may be back before its time is over.
         scored = [terms.score(state) for terms, state, why in rejected if _may_be_last(state, why)]

@@ -21,6 +21,7 @@ _REJECTED: Final = {
     RejectReason.CONTEXT_TOO_SMALL: "its context is too small",
     RejectReason.FULL: "it is full",
     RejectReason.EJECTED: "it was taken out for a while after failures",
+    RejectReason.ON_TRIAL: "it is on trial after failures",
     RejectReason.SILENT: "its streams have stopped for a moment",
     RejectReason.EXCLUDED: "it was tried already",
     RejectReason.DRAINING: "it is draining",

@@ -156,6 +156,7 @@ class Scheduler:
                 stay=stay,
                 holders=self._holders.find(prefix_key(request.prompt)),
                 exclude=exclude,
+                careful=within is not None,
                 seed=self._seed,
                 now=now,
             ),

@@ -101,6 +101,7 @@ class RejectReason(StrEnum):
     FULL = "Full"
     EJECTED = "Ejected"
     SILENT = "Silent"
+    ON_TRIAL = "OnTrial"
     EXCLUDED = "Excluded"
     DRAINING = "Draining"
     STICKY_TO_OTHER_POOL = "StickyToOtherPool"

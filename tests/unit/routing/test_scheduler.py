@@ -1079,3 +1079,30 @@ def test_silence_is_no_hesitation_when_long_prompts_are_read() -> None:
     scheduler.dispatch(long, scheduler.decide(long, now=0.1, exclude={B}), now=0.1)
     explained = scheduler.decide(request, now=2.0, explain=True).candidates
     assert {each.key: each.rejected for each in explained}[A] is None
+
+
+def test_stream_in_its_middle_is_not_what_a_replica_is_tried_with() -> None:
+    scheduler = scheduler_of("a", "b")
+    request = chat("x")
+    found = scheduler.route(request)
+    assert found is not None
+    within = (*found, "dense")
+    scheduler.failed(A, now=0.0, hard=True)
+    # Its ejection is over: any other request may try it.
+    tried = {
+        winner.key
+        for number in range(20)
+        if (winner := scheduler.decide(chat(text(number, 300)), now=2.0).winner) is not None
+    }
+    assert A in tried
+    for number in range(20):
+        again = chat(text(number, 300))
+        decision = scheduler.decide(again, now=2.0, within=within, explain=True)
+        assert decision.winner is not None
+        assert B == decision.winner.key
+        rejected = {each.key: each.rejected for each in decision.candidates}
+        assert RejectReason.ON_TRIAL is rejected[A]
+    # Rather that one than none.
+    alone = scheduler.decide(request, now=2.0, within=within, exclude={B}).winner
+    assert alone is not None
+    assert A == alone.key

@@ -88,7 +88,7 @@ class Plan:
                 attempts=4,
                 connect_timeout_seconds=0.5,
                 first_token_timeout_seconds=10.0,
-                between_tokens_timeout_seconds=3.0,
+                between_tokens_timeout_seconds=2.0,
                 request_timeout_seconds=300.0,
             ),
         )

@@ -112,7 +112,6 @@ PAINS: dict[int, Pain] = {
     19: Pain(
         text="a cancellation loses billing data; 1.6% of requests hang under churn",
         source="dynamo#10923, dynamo#13088",
-        missing="counting the tokens of streams whose client has left",
     ),
     20: Pain(
         text="one dead backend hangs everything; the liveness probe kills a busy router",

@@ -20,7 +20,7 @@ def test_memory_is_flat_when_no_prompt_comes_twice() -> None:
     soak = CoreSoak(seed=1)
     outcome = soak.run(100_000, every=2_500, say=lambda _: None)
     assert 50_000 == outcome.conversations
-    assert 16_384 >= outcome.cached_blocks > 10_000
+    assert 16_384 >= outcome.cached_blocks > 5_000
     assert outcome.queued > 1_000
     half, end = outcome.samples[len(outcome.samples) // 2], outcome.samples[-1]
     # 400 bytes a request that were never given back would be seen.

@@ -260,6 +260,7 @@ async def test_stream_ends_with_the_error_event_when_going_on_would_be_wrong(nam
     if reply.status == 200 and replies:
         found = read(reply)
         assert (1, "stream_broken") == (replies, found.errors[0]["code"])
+        assert name in str(found.errors[0]["message"])
         assert found.done == 1
     else:
         # The Simulated engine does not serve it.
@@ -289,6 +290,14 @@ async def test_stream_goes_on_at_its_own_revision_when_others_are_there() -> Non
     # Asking the wrong ones is no attempt.
     async with cut_fleet(5, revisions="abbbba") as (gateway, _):
         found = read(await ask(gateway, post(BODY)))
+    assert_same(expected, found)
+
+
+async def test_stream_goes_on_when_the_next_replicas_die_at_the_same_time() -> None:
+    expected = await unbroken()
+    async with cut_fleet(20, 0, 0, revisions="aaa") as (gateway, proxies):
+        found = read(await ask(gateway, post(BODY)))
+        assert 4 == sum(proxy.replies for proxy in proxies)
     assert_same(expected, found)
 
 

@@ -10,7 +10,14 @@ import pytest
 
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.routing.types import Api
-from tests.gateway.fake_engine import DONE, FakeEngine, silence, stream_of, stream_then_silence
+from tests.gateway.fake_engine import (
+    DONE,
+    FakeEngine,
+    silence,
+    stream_of,
+    stream_then_silence,
+    word_stream,
+)
 from tests.gateway.harness import chat, client_of, events, gateway_to, post, until
 
 
@@ -102,3 +109,16 @@ async def test_request_body_is_let_go_when_the_reply_has_begun(engine: FakeEngin
         held = [each for each in gc.get_objects() if isinstance(each, RequestBody)]
         assert held
         assert all(not body.raw and not body.fields for body in held)
+
+
+@pytest.mark.pain_19
+async def test_tokens_are_counted_when_the_client_leaves_in_the_middle(engine: FakeEngine) -> None:
+    engine.behaviour = word_stream(50, gap=0.02)
+    async with gateway_to(engine) as gateway:
+        async with client_of(gateway) as client:
+            await client.send(post(chat(stream=True)))
+            await client.reader.readuntil(b"w4 ")
+        await until(lambda: not gateway.plane.relays)
+        series = gateway.metrics.series("m", "p", Api.CHAT)
+        assert {499: 1} == series.codes
+        assert 5 <= series.completion_tokens.total <= 10

@@ -93,6 +93,6 @@ class Answer:
         log.warning(
             "reply broke",
             request_id=self._request_id,
-            replica=None if leg is None else leg.key,
+            replica="" if leg is None else "/".join(leg.key),
             reason=error.message,
         )

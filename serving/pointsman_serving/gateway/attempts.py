@@ -16,6 +16,9 @@ from pointsman_serving.routing.types import Decision, ReplicaKey, RouteRequest
 
 log = structlog.get_logger(__name__)
 
+_DEATHS_BORNE = 2
+"""Replicas that may die under a stream in a row beside its attempts."""
+
 _MOST_UNREACHED = 8
 """Replicas that could not be connected to and do not count as attempts."""
 
@@ -125,7 +128,11 @@ class Attempts:
                 adds no load, and where a replica hangs, all its streams come at once.
             resumes: the client has the beginning of the answer.
         """
-        if self._tried >= self._allowed(resumes=resumes):
+        allowed = self._allowed(resumes=resumes)
+        if resumes and failure.gone:
+            # Where a node is lost its replicas die one after another, and this one had got on.
+            allowed += _DEATHS_BORNE
+        if self._tried >= allowed:
             return "it broke again without having got on"
         if failure.gone or broke or self._budget.withdraw(1.0, self._plane.clock()):
             return ""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import structlog
+
 from pointsman_api.route_table import Route, Rule
 from pointsman_serving.engines.continuation import refusal
 from pointsman_serving.gateway.body import RequestBody
@@ -19,6 +21,8 @@ from pointsman_serving.gateway.leg import Leg
 from pointsman_serving.gateway.plane import DataPlane
 from pointsman_serving.gateway.said import Said
 from pointsman_serving.routing.types import Api, ReplicaKey, RouteRequest, Usage
+
+log = structlog.get_logger(__name__)
 
 CONTINUING_ENGINES = frozenset({"VLLM", "Transformers", "Simulated"})
 
@@ -39,6 +43,7 @@ class Continuation:
 
     __slots__ = (
         "_body",
+        "_broke_at",
         "_kept",
         "_original",
         "_plane",
@@ -70,6 +75,7 @@ class Continuation:
         self._said = Said(hide_tokens=not body.asks_token_ids, keep_prompt=teaches)
         self._kept = 0
         self._tokens_before = 0
+        self._broke_at: float | None = None
         self.begun = False
         """Whether a replica has failed and another one is to go on."""
         self.request = request
@@ -82,21 +88,23 @@ class Continuation:
     @classmethod
     def of(
         cls, plane: DataPlane, policy: str, rule: Rule, request: RouteRequest, body: RequestBody
-    ) -> Continuation | None:
-        """The continuation of a request's stream; None where it could not be right."""
+    ) -> tuple[Continuation | None, str]:
+        """The continuation of a request's stream, or why it could not be right."""
         if (
             not rule.resilience.continues
             or not request.stream
             or request.api is Api.EMBEDDINGS
             or not any(plane.engine(target.pool) in CONTINUING_ENGINES for target in rule.targets)
-            or refusal(body.fields) is not None
         ):
-            return None
+            return None, ""
+        refused = refusal(body.fields)
+        if refused is not None:
+            return None, refused.partition(";")[0]
         teaches = any(
             plane.kv_feeds.wants(target.pool) for target in rule.targets
         ) and is_text_alone(body.fields)
         route = Route(policy=policy, rules=(rule,))
-        return cls(plane, route, request, body, teaches=teaches)
+        return cls(plane, route, request, body, teaches=teaches), ""
 
     def covers(self, pool: str) -> bool:
         """Whether streams of a pool's replicas can be continued: the engine tells token ids."""
@@ -132,9 +140,29 @@ class Continuation:
         """
         told = None if leg.reading is None else leg.reading.usage()
         said = self._said
-        counted = Usage(prompt_tokens=said.prompt_tokens, completion_tokens=len(said.tokens))
+        counted = self.counted or Usage()
         end = said.closing(usage=told is None and self._body.asks_usage)
         return end, counted if told is None else told
+
+    @property
+    def counted(self) -> Usage | None:
+        """The tokens that the client has got; None where that is not known."""
+        if not self._said.tokens:
+            return None
+        return Usage(
+            prompt_tokens=self._said.prompt_tokens, completion_tokens=len(self._said.tokens)
+        )
+
+    def goes_on(self, leg: Leg) -> None:
+        """Note that another replica has brought something new."""
+        log.info(
+            "stream goes on",
+            request_id=self._original.request_id,
+            replica="/".join(leg.key),
+            tokens=len(self._said.tokens),
+            pause_seconds=round(self._plane.clock() - (self._broke_at or 0.0), 2),
+        )
+        self._broke_at = None
 
     def others(self) -> set[ReplicaKey]:
         """The replicas of the pool that are known to be of another revision."""
@@ -174,6 +202,7 @@ class Continuation:
 
     def begin(self, now: float) -> None:
         """Its replica has failed: another one is to go on."""
+        self._broke_at = now if self._broke_at is None else self._broke_at
         self.begun = True
         original = self._original
         count = len(self._said.tokens)

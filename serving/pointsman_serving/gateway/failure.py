@@ -43,7 +43,7 @@ class Failure:
 
     def in_stream(self, why: str = "") -> ApiError:
         """What the client gets if a stream ends by it; ``why``: it cannot be continued."""
-        reason = f"{self.reason}; it cannot be continued: {why}" if why else self.reason
+        reason = f"{self.reason}; it is not continued: {why}" if why else self.reason
         return openai.stream_broken(reason, status=502 if self.error is None else self.error.status)
 
 

@@ -74,7 +74,7 @@ class Relay:
         self._legs = Legs()
         self._leg: Leg | None = None
         """The one whose answer the client gets; before that, the latest."""
-        self._continuation = Continuation.of(plane, policy, rule, request, body)
+        self._continuation, self._why_not = Continuation.of(plane, policy, rule, request, body)
         self._hedge = Hedge.of(plane, rule, budgets.hedges, request)
 
     # Choosing and waiting.
@@ -160,7 +160,7 @@ class Relay:
         request = self.request if resuming is None else resuming.request
         leg = self._attempts.begin(self, request, decision, resumes=resuming is not None)
         if leg is None:
-            self._end_in_error(self._attempts.unanswered("the chosen replica left"))
+            self._fail(self._attempts.unanswered("the chosen replica left"))
             return
         self.phase = Phase.SENT
         leg.notes = self._continuation is not None and self._continuation.covers(leg.key.pool)
@@ -215,7 +215,7 @@ class Relay:
 
     def leg_refused(self, leg: Leg, error: ApiError) -> None:
         """See :class:`~pointsman_serving.gateway.leg.LegOwner`."""
-        self._end_in_error(error)
+        self._fail(error)
 
     def leg_brought(self, leg: Leg, data: bytes, *, last: bool) -> None:
         """Pass on what a replica has sent; the first one to send something leads."""
@@ -235,6 +235,8 @@ class Relay:
             self._plane.dispatcher.wake_soon()
         if self._hedge is not None:
             self._hedge.decided(leg)
+        if self._resuming is not None:
+            self._resuming.goes_on(leg)
         if self._answer.committed and self._answer.paused:
             leg.pause()
 
@@ -266,7 +268,7 @@ class Relay:
             if failure.eject and not leg.error_told:
                 leg.assignment.eject()
             leg.finish(ok=False)
-            self._tell(failure.in_stream())
+            self._tell(failure.in_stream(self._why_not))
             return
         if continuation.got_on(failure):
             self._attempts.got_on()
@@ -286,12 +288,6 @@ class Relay:
         self._plane.metrics.trouble.continuations[failure.label] += 1
         self.take(self.decide(now), now)
 
-    def _end_in_error(self, error: ApiError) -> None:
-        if self._answer.committed:
-            self._tell(openai.stream_broken(error.message, status=error.status))
-        else:
-            self._fail(error)
-
     def _tell(self, error: ApiError) -> None:
         """End a committed reply so that the client sees that it is not whole."""
         reading = None if self._leg is None else self._leg.reading
@@ -305,11 +301,11 @@ class Relay:
         self._end(error.status, ok=False)
 
     def _fail(self, error: ApiError) -> None:
-        """Answer with an error object; nothing is committed yet."""
+        """Answer with an error object, or end with it what has begun."""
         if self.phase is Phase.ENDED:
             return
         if self._answer.committed:
-            self._end_in_error(error)
+            self._tell(openai.stream_broken(error.message, status=error.status))
             return
         self._answer.refuse(error, None if self._leg is None else self._leg.key)
         self._end(error.status, ok=False)
@@ -360,7 +356,7 @@ class Relay:
             else:
                 self._fail(openai.upstream_timeout(reason, attempts=self._attempts.begun))
         elif self.phase is Phase.QUEUED:
-            self._end_in_error(self._attempts.error or self._plane.dispatcher.late(self))
+            self._fail(self._attempts.error or self._plane.dispatcher.late(self))
         elif self.phase is Phase.REPLYING and self._answer.paused:
             # The replica is not late: the client is.
             if self._leg is not None:
@@ -393,6 +389,7 @@ class Relay:
         if self._legs.end(self._leg, ok=ok, usage=usage, learn=not resumed):
             plane.dispatcher.wake_soon()
         if self._continuation is not None:
+            usage = usage or self._continuation.counted
             self._continuation.end()
         self._body.release()
         self._account.ended(code, self._leg, usage, resumed=resumed)

@@ -223,9 +223,18 @@ def _unknown_field(path: FieldPath, value: object, schema: Schema) -> FieldProbl
     )
 
 
+def _lacks_unit(value: object, node: Schema) -> bool:
+    """Whether a span of time is a number without a unit."""
+    if node.get("pattern") != DURATION_PATTERN or isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float)) or (isinstance(value, str) and value.isdigit())
+
+
 def _next_step(kind: str, value: object, node: Schema) -> str:
     if kind == "missing":
         return "add it"
+    if _lacks_unit(value, node):
+        return f"did you mean {value}s?"
     if kind in ("string_type", "not_in_pattern") and isinstance(value, (int, float)):
         return f'put it in quotes: "{json.dumps(value)}"'
     if kind == "int_type" and isinstance(value, str) and value.lstrip("-").isdigit():

@@ -193,6 +193,20 @@ BAD = {
         "",
         "",
     ),
+    "a duration without a unit": (
+        ("    strategy:", "    slo: {timeToFirstToken: 300}\n    strategy:"),
+        (26, "spec.rules[0].slo.timeToFirstToken", "300"),
+        "is not text",
+        "a duration such as 500ms, 30s or 1h30m",
+        "did you mean 300s?",
+    ),
+    "a duration without a unit in quotes": (
+        ("    strategy:", "    slo: {timeToFirstToken: '300'}\n    strategy:"),
+        (26, "spec.rules[0].slo.timeToFirstToken", '"300"'),
+        "does not have the right form",
+        "a duration such as 500ms, 30s or 1h30m",
+        "did you mean 300s?",
+    ),
     "a price without quotes": (
         ("  replicas: 2", "  pricing: {perMillionTokens: {input: 0.1, output: '1'}}"),
         (12, "spec.pricing.perMillionTokens.input", "0.1"),

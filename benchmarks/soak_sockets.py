@@ -25,21 +25,13 @@ import uvicorn
 import uvloop
 
 from benchmarks.resident import Sample, resident_bytes
-from pointsman_api.route_table import (
-    BackendType,
-    PoolEntry,
-    Resilience,
-    Route,
-    RouteTable,
-    Rule,
-    Target,
-    dump_route_table,
-)
+from pointsman_api.route_table import Resilience, RouteTable, dump_route_table
 from tests.chaos import gateway_process
 from tests.chaos.counters import leftovers, settled, total
 from tests.chaos.engine_process import replica_app
 from tests.chaos.fleet import CONTEXT, said
 from tests.chaos.stream import request_bytes
+from tests.gateway.harness import table_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -294,24 +286,11 @@ def request_of(number: int, chance: random.Random) -> bytes:
 
 def route_table() -> RouteTable:
     """One pool whose replicas are given up on soon."""
-    rule = Rule(
-        name="default",
-        targets=(Target(pool="p"),),
-        resilience=Resilience(
-            attempts=3,
-            connect_timeout_seconds=1.0,
-            first_token_timeout_seconds=2.0,
-            between_tokens_timeout_seconds=2.0,
-            request_timeout_seconds=20.0,
-        ),
+    limits = Resilience(
+        attempts=3,
+        connect_timeout_seconds=1.0,
+        first_token_timeout_seconds=2.0,
+        between_tokens_timeout_seconds=2.0,
+        request_timeout_seconds=20.0,
     )
-    pool = PoolEntry(
-        name="p",
-        served_model_name="served",
-        backend=BackendType.RAY_SERVE,
-        engine="Simulated",
-        sequence_slots=SLOTS,
-    )
-    return RouteTable(
-        pools={"p": pool}, routes={"assistant": Route(policy="assistant", rules=(rule,))}
-    )
+    return table_of(engine="Simulated", model="assistant", slots=SLOTS, resilience=limits)

@@ -14,16 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from pointsman_api.route_table import (
-    BackendType,
-    PoolEntry,
-    Resilience,
-    Route,
-    RouteTable,
-    Rule,
-    Target,
-    dump_route_table,
-)
+from pointsman_api.route_table import Resilience, RouteTable, dump_route_table
 from pointsman_serving.engines.simulated.options import SimulatedOptions, parse_simulated_args
 from tests.chaos import gateway_process
 from tests.chaos.counters import settled
@@ -31,6 +22,7 @@ from tests.chaos.faults import Deck
 from tests.chaos.fleet import CONTEXT, Fleet, said
 from tests.chaos.stream import Observed, ask, request_bytes
 from tests.chaos.verdict import Verdict, expected_of, judge
+from tests.gateway.harness import table_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,26 +73,15 @@ class Plan:
 
     def table(self) -> RouteTable:
         """One pool, and a policy that gives up late and notices early."""
-        rule = Rule(
-            name="default",
-            targets=(Target(pool="p"),),
-            resilience=Resilience(
-                attempts=4,
-                connect_timeout_seconds=0.5,
-                first_token_timeout_seconds=10.0,
-                between_tokens_timeout_seconds=2.0,
-                request_timeout_seconds=300.0,
-            ),
+        limits = Resilience(
+            attempts=4,
+            connect_timeout_seconds=0.5,
+            first_token_timeout_seconds=10.0,
+            between_tokens_timeout_seconds=2.0,
+            request_timeout_seconds=300.0,
         )
-        pool = PoolEntry(
-            name="p",
-            served_model_name="served",
-            backend=BackendType.RAY_SERVE,
-            engine="Simulated",
-            sequence_slots=self.sequences,
-        )
-        return RouteTable(
-            pools={"p": pool}, routes={"assistant": Route(policy="assistant", rules=(rule,))}
+        return table_of(
+            engine="Simulated", model="assistant", slots=self.sequences, resilience=limits
         )
 
 

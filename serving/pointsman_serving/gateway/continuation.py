@@ -35,7 +35,7 @@ class Continuation:
     """What is needed to go on with one stream.
 
     Args:
-        route: the request's policy with the one rule that holds for it.
+        policy, rule: what holds for the request.
         request: as it came.
         body: as it came; its bytes are kept while the stream runs.
         teaches: which tokens the prompt is, is worth knowing.
@@ -47,7 +47,8 @@ class Continuation:
         "_kept",
         "_original",
         "_plane",
-        "_route",
+        "_policy",
+        "_rule",
         "_said",
         "_teaches",
         "_tokens_before",
@@ -55,20 +56,21 @@ class Continuation:
         "pool",
         "request",
         "revision",
-        "within",
     )
 
     def __init__(
         self,
         plane: DataPlane,
-        route: Route,
+        policy: str,
+        rule: Rule,
         request: RouteRequest,
         body: RequestBody,
         *,
         teaches: bool,
     ) -> None:
         self._plane = plane
-        self._route = route
+        self._policy = policy
+        self._rule = rule
         self._original = request
         self._body = body
         self._teaches = teaches
@@ -81,8 +83,6 @@ class Continuation:
         self.request = request
         """What the scheduler is asked to place: the prompt and what was said."""
         self.pool = ""
-        self.within = (route, route.rules[0], "")
-        """Its own rule, for the prompt grows and the route table may change, and its pool."""
         self.revision = ""
 
     @classmethod
@@ -103,8 +103,7 @@ class Continuation:
         teaches = any(
             plane.kv_feeds.wants(target.pool) for target in rule.targets
         ) and is_text_alone(body.fields)
-        route = Route(policy=policy, rules=(rule,))
-        return cls(plane, route, request, body, teaches=teaches), ""
+        return cls(plane, policy, rule, request, body, teaches=teaches), ""
 
     def covers(self, pool: str) -> bool:
         """Whether streams of a pool's replicas can be continued: the engine tells token ids."""
@@ -164,6 +163,11 @@ class Continuation:
         )
         self._broke_at = None
 
+    @property
+    def within(self) -> tuple[Route, Rule, str]:
+        """Its own rule, for the prompt grows and the route table may change, and its pool."""
+        return Route(policy=self._policy, rules=(self._rule,)), self._rule, self.pool
+
     def others(self) -> set[ReplicaKey]:
         """The replicas of the pool that are known to be of another revision."""
         return self._plane.of_other_revisions(self.pool, self.revision)
@@ -185,7 +189,6 @@ class Continuation:
         self._kept = size
         self._body.keep_bytes()
         self.pool = leg.key.pool
-        self.within = (self._route, self._route.rules[0], self.pool)
         self.revision = head.revision
         if self._teaches:
             learn_prompt(self._plane.scheduler.kv, self.pool, self.request, self._said)

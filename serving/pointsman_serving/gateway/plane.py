@@ -134,6 +134,7 @@ class DataPlane:
             self.upstreams.retain(gone, ())
         self.replicas = {name: self.replicas.get(name, ()) for name in table.pools}
         self._told = {name: told for name, told in self._told.items() if name in table.pools}
+        self._revisions = {name: self._revisions.get(name, {}) for name in self._told}
         rules = [(route, rule) for route in table.routes.values() for rule in route.rules]
         self.admission.retain(
             (rule.overload.priority, frozenset(target.pool for target in rule.targets))

@@ -1,4 +1,4 @@
-"""What serves a ModelPool's model: replicas run through Ray Serve, or external addresses."""
+"""What serves a ModelPool's model: replicas of Ray Serve, pods that run, external addresses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, StrictBool, StrictInt
 
-from pointsman_api.meta import NAME_PATTERN, NO_PARENT_FOLDER, ModelName, SecretKeyReference
+from pointsman_api.meta import LabelSelector, ModelName, SecretKeyReference
+from pointsman_api.model_source import Model
 from pointsman_api.route_table import BackendType, PrefixIndex
 from pointsman_api.rules import (
     ApiModel,
@@ -18,8 +19,7 @@ from pointsman_api.rules import (
     union_rule,
 )
 
-MODELS_FOLDER = "/var/lib/pointsman/models"
-"""Where models lie by convention; ``pointsman up`` maps this prefix to a folder of its own."""
+IMAGE_PATTERN = r"^([A-Za-z0-9][-A-Za-z0-9._:/@]*)?$"
 
 
 class EngineType(StrEnum):
@@ -28,15 +28,6 @@ class EngineType(StrEnum):
     VLLM = "VLLM"
     TRANSFORMERS = "Transformers"
     SIMULATED = "Simulated"
-
-
-class ModelSourceType(StrEnum):
-    """Where a model's files come from."""
-
-    HUGGING_FACE = "HuggingFace"
-    PERSISTENT_VOLUME_CLAIM = "PersistentVolumeClaim"
-    S3 = "S3"
-    HOST_PATH = "HostPath"
 
 
 class ExpertsImplementation(StrEnum):
@@ -71,6 +62,10 @@ class Engine(ApiModel):
     type: EngineType
     """VLLM: vLLM in process. Transformers: Hugging Face Transformers with continuous batching.
     Simulated: a timing model of an engine with a prefix cache, without weights or GPUs."""
+    image: Annotated[str, Field(pattern=IMAGE_PATTERN, max_length=512)] = ""
+    """Container image with Ray and the engine; Pointsman's own code is brought along by an init
+    container. Empty: the operator's default for this type. ``pointsman up`` runs no containers and
+    leaves it aside."""
     args: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...],
         Field(max_length=128, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
@@ -88,80 +83,6 @@ class Engine(ApiModel):
     and the engine's counts of cached tokens. Events: each replica also publishes every block that
     enters or leaves its cache over ZeroMQ, on two more ports that every gateway must reach. The
     blocks name the tokens of prompts, so only gateways should reach these ports."""
-
-
-class HuggingFaceSource(ApiModel):
-    """A model repository on the Hugging Face Hub."""
-
-    repository: Annotated[
-        str,
-        Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9._]*/[A-Za-z0-9][-A-Za-z0-9._]*$", max_length=193),
-    ]
-    """Owner and name: ``Qwen/Qwen3-30B-A3B``. The token for a gated repository comes from the
-    environment (``HF_TOKEN``)."""
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/]*$", max_length=128)] = (
-        "main"
-    )
-    """Branch, tag or commit. A commit keeps all replicas on the same weights."""
-
-
-class PersistentVolumeClaimSource(ApiModel):
-    """A folder on a volume that is already filled."""
-
-    claim_name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=253)]
-    """PersistentVolumeClaim in the pool's namespace; replicas on several nodes need
-    ReadOnlyMany or ReadWriteMany."""
-    path: Annotated[
-        str, Field(pattern=r"^([^/\s]+(/[^/\s]+)*)?$", max_length=1024), NO_PARENT_FOLDER
-    ] = ""
-    """The model's folder inside the volume, relative to its root."""
-
-
-class S3Source(ApiModel):
-    """A folder in an S3-compatible object store, which the engine streams from."""
-
-    uri: Annotated[
-        str, Field(pattern=r"^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/[^\s]*)?$", max_length=1024)
-    ]
-    """Bucket and prefix of the model's files: ``s3://models/qwen3-30b``. Keys, region and the
-    address of a store that is not AWS come from the environment (``AWS_…``)."""
-
-
-class HostPathSource(ApiModel):
-    """A folder that is already on every machine that runs replicas."""
-
-    path: Annotated[str, Field(pattern=r"^(/[^/\s]+)+$", max_length=1024), NO_PARENT_FOLDER]
-    """Absolute path of the model's folder. By convention models lie under
-    ``/var/lib/pointsman/models``; ``pointsman up`` looks for that prefix in its own models folder
-    (``--models-dir``), which is where ``pointsman model import`` writes."""
-
-
-class ModelSource(ApiModel):
-    """Where the model's files come from: exactly the member that ``type`` names."""
-
-    cel_rules = (
-        union_rule("type", ModelSourceType.HUGGING_FACE, "huggingFace"),
-        union_rule("type", ModelSourceType.PERSISTENT_VOLUME_CLAIM, "persistentVolumeClaim"),
-        union_rule("type", ModelSourceType.S3, "s3"),
-        union_rule("type", ModelSourceType.HOST_PATH, "hostPath"),
-    )
-    type: ModelSourceType
-    """Which member is set."""
-    hugging_face: HuggingFaceSource | None = None
-    """A repository on the Hugging Face Hub."""
-    persistent_volume_claim: PersistentVolumeClaimSource | None = None
-    """A folder on a volume."""
-    s3: S3Source | None = None
-    """A folder in an object store."""
-    host_path: HostPathSource | None = None
-    """A folder on the machine."""
-
-
-class Model(ApiModel):
-    """What is served."""
-
-    source: ModelSource
-    """Where the model's files come from."""
 
 
 class Parallelism(ApiModel):
@@ -286,18 +207,44 @@ class ExternalBackend(ApiModel):
     """How many requests one address gets at once; the gateway holds the rest in its queue."""
 
 
+class PodSelectorBackend(ApiModel):
+    """Pods with vLLM's OpenAI API that somebody already runs in the pool's namespace."""
+
+    cel_rules = (
+        CelRule(
+            cel=(
+                "(has(self.selector.matchLabels) && size(self.selector.matchLabels) > 0) || "
+                "(has(self.selector.matchExpressions) && size(self.selector.matchExpressions) > 0)"
+            ),
+            message="selector must name at least one label: empty, it would take every pod",
+            holds=lambda self: bool(self.selector.match_labels or self.selector.match_expressions),
+            field="selector",
+        ),
+    )
+    selector: LabelSelector
+    """Labels of the pods. Each ready pod is one replica."""
+    port: Annotated[StrictInt, Field(ge=1, le=65535)] = 8000
+    """The port that the pods' OpenAI API listens on."""
+    max_sequences: Annotated[StrictInt, Field(ge=1, le=100_000)] = 256
+    """How many requests one pod runs at once (vLLM's ``--max-num-seqs``); the gateway holds the
+    rest in its queue."""
+
+
 class Backend(ApiModel):
     """What serves the model: exactly the member that ``type`` names."""
 
     cel_rules = (
         union_rule("type", BackendType.RAY_SERVE, "rayServe"),
+        union_rule("type", BackendType.POD_SELECTOR, "podSelector"),
         union_rule("type", BackendType.EXTERNAL, "external"),
     )
     type: Annotated[BackendType, FieldRules((immutable_rule("backend.type"),))]
-    """RayServe: replicas that Pointsman runs. External: addresses that somebody else runs.
-    Immutable."""
+    """RayServe: replicas that Pointsman runs. PodSelector: pods of the cluster that already run.
+    External: addresses that somebody else runs. Immutable."""
     ray_serve: RayServeBackend | None = None
     """Replicas that Pointsman runs through Ray Serve."""
+    pod_selector: PodSelectorBackend | None = None
+    """Pods of the cluster that already run."""
     external: ExternalBackend | None = None
     """Addresses that somebody else runs."""
 

@@ -370,7 +370,9 @@ def _sequence_slots(pool: ModelPool) -> int:
         return backend.external.max_ongoing_requests
     if backend.ray_serve is not None:
         return backend.ray_serve.engine.max_sequences
-    raise ValueError(f"the ModelPool {pool.key} has neither backend.rayServe nor backend.external")
+    if backend.pod_selector is not None:
+        return backend.pod_selector.max_sequences
+    raise ValueError(f"the ModelPool {pool.key} has no member of backend: set the one of its type")
 
 
 def _pricing(pricing: PoolPricing | None) -> Pricing:

@@ -1,4 +1,4 @@
-"""ModelPool: one model served by a set of interchangeable replicas, or by external addresses."""
+"""ModelPool: one model served by interchangeable replicas, or by external addresses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pydantic import Field, GetCoreSchemaHandler, StrictInt
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from pointsman_api.backend import (
-    MODELS_FOLDER,
     Backend,
     Engine,
     EngineType,
@@ -20,16 +19,10 @@ from pointsman_api.backend import (
     ExpertsImplementation,
     ExternalAddress,
     ExternalBackend,
-    HostPathSource,
-    HuggingFaceSource,
-    Model,
-    ModelSource,
-    ModelSourceType,
     Parallelism,
-    PersistentVolumeClaimSource,
+    PodSelectorBackend,
     PodTemplate,
     RayServeBackend,
-    S3Source,
 )
 from pointsman_api.meta import (
     API_VERSION,
@@ -41,6 +34,18 @@ from pointsman_api.meta import (
     ModelName,
     ObjectMeta,
     PositiveDuration,
+)
+from pointsman_api.model_source import (
+    MODELS_FOLDER,
+    HostPathSource,
+    HuggingFaceSource,
+    Model,
+    ModelCache,
+    ModelCacheType,
+    ModelSource,
+    ModelSourceType,
+    PersistentVolumeClaimSource,
+    S3Source,
 )
 from pointsman_api.route_table import BackendType
 from pointsman_api.rules import (
@@ -71,6 +76,8 @@ __all__ = [
     "HostPathSource",
     "HuggingFaceSource",
     "Model",
+    "ModelCache",
+    "ModelCacheType",
     "ModelPool",
     "ModelPoolSpec",
     "ModelPoolStatus",
@@ -79,6 +86,7 @@ __all__ = [
     "NamespacesFrom",
     "Parallelism",
     "PersistentVolumeClaimSource",
+    "PodSelectorBackend",
     "PodTemplate",
     "PoolMeta",
     "PoolPricing",
@@ -184,8 +192,9 @@ class Autoscaling(ApiModel):
             field="minReplicas",
         ),
     )
-    min_replicas: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1
-    """The fewest replicas."""
+    min_replicas: Annotated[StrictInt, Field(ge=0, le=10_000)] = 1
+    """The fewest replicas. With 0 the pool goes to zero when it was idle for scaleDownDelay, and
+    comes back when a request waits for it; that needs the operator."""
     max_replicas: Annotated[StrictInt, Field(ge=1, le=10_000)]
     """The most replicas."""
     target: ScalingTarget = ScalingTarget()
@@ -205,6 +214,9 @@ class Rollout(ApiModel):
     spare hardware."""
     drain_timeout: PositiveDuration = Duration("600s")
     """How long a replica that is going may finish its running requests."""
+    progress_deadline: PositiveDuration = Duration("30m")
+    """How long a roll-out, or the first start, may take until the condition Progressing says
+    ProgressDeadlineExceeded. Nothing is rolled back: the old replicas serve on meanwhile."""
 
 
 class TokenPrices(ApiModel):
@@ -270,8 +282,7 @@ class ModelPoolSpec(ApiModel):
                 "(!has(self.replicas) && !has(self.autoscaling) && !has(self.rollout))"
             ),
             message=(
-                "backend External has no replicas of ours: replicas, autoscaling and rollout "
-                "may be set only when backend.type is RayServe"
+                "replicas, autoscaling and rollout may be set only when backend.type is RayServe"
             ),
             holds=lambda self: (
                 self.backend.type == BackendType.RAY_SERVE
@@ -312,6 +323,16 @@ class ModelPoolStatus(ApiModel):
     """Replicas that exist."""
     ready_replicas: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] | None = None
     """Replicas that would serve a request now."""
+    updated_replicas: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] | None = None
+    """Ready replicas of updateRevision."""
+    current_revision: Annotated[str, Field(max_length=253)] | None = None
+    """The revision that is served: the name of a ControllerRevision."""
+    update_revision: Annotated[str, Field(max_length=253)] | None = None
+    """The revision that is wanted; differs from currentRevision during a roll-out."""
+    last_scale_time: (
+        Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})] | None
+    ) = None
+    """When the number of replicas last changed (RFC 3339)."""
     selector: Annotated[str, Field(max_length=1024)] | None = None
     """Label selector of the replicas' pods, for ``kubectl scale`` and autoscalers."""
     conditions: Conditions = ()
@@ -326,7 +347,7 @@ class PoolMeta(ObjectMeta):
 
 
 class ModelPool(ApiModel):
-    """A model and what serves it: replicas run through Ray Serve, or external addresses."""
+    """A model and what serves it: replicas of Ray Serve, pods that run, or external addresses."""
 
     api_version: Literal["pointsman.dev/v1alpha1"] = API_VERSION
     kind: Literal["ModelPool"] = "ModelPool"

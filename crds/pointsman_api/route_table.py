@@ -17,6 +17,7 @@ class BackendType(StrEnum):
     """What stands behind a pool."""
 
     RAY_SERVE = "RayServe"
+    POD_SELECTOR = "PodSelector"
     EXTERNAL = "External"
 
 
@@ -93,7 +94,7 @@ class PoolEntry:
     served_model_name: str
     backend: BackendType
     engine: str = ""
-    """VLLM, Transformers or Simulated; empty for an external pool."""
+    """VLLM, Transformers or Simulated; empty where somebody else runs it."""
     prefix_index: PrefixIndex = PrefixIndex.ESTIMATE
     """Whether the replicas publish what is in their caches."""
     context_tokens: int | None = None

@@ -357,11 +357,26 @@ class RoutePolicySpec(ApiModel):
     """Tried in order; the first that matches decides."""
 
 
+class GatewayState(ApiModel):
+    """What the gateways of one name said last."""
+
+    name: ObjectName
+    """Name of the gateway."""
+    config_hash: Annotated[str, Field(max_length=64)] | None = None
+    """Hash of the route table that is wanted there."""
+    ready_gateways: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] = 0
+    """Pods that run this route table."""
+    total_gateways: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] = 0
+    """Pods that there are."""
+
+
 class RoutePolicyStatus(ApiModel):
     """What is."""
 
     observed_generation: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] | None = None
     """The generation of the spec that this status is about."""
+    gateways: Annotated[tuple[GatewayState, ...], Field(max_length=16), MapList("name")] = ()
+    """The gateways that the policy attaches to."""
     conditions: Conditions = ()
     """Accepted, ResolvedRefs, Programmed and Ready."""
 

@@ -38,6 +38,10 @@ EXTERNAL = {
         "credentialSecretRef": {"name": "provider", "key": "token"},
     },
 }
+PODS = {
+    "type": "PodSelector",
+    "podSelector": {"selector": {"matchLabels": {"app": "vllm"}}, "port": 8001},
+}
 
 
 def pool_document(

@@ -17,6 +17,7 @@ from tests.contract.api_server import defaulted, holds, problems, rules_of
 from tests.contract.samples import (
     EXTERNAL,
     MOE,
+    PODS,
     POLICY_SAMPLES,
     POOL_SAMPLES,
     RICH_POLICY,
@@ -66,6 +67,16 @@ def source(kind: str, **members: Any) -> dict[str, Any]:
     return pool_document(backend=backend)
 
 
+def cache(kind: str, **members: Any) -> dict[str, Any]:
+    backend = copy.deepcopy(VLLM)
+    backend["rayServe"]["model"]["cache"] = {"type": kind, **members}
+    return pool_document(backend=backend)
+
+
+def pods(**selector: Any) -> dict[str, Any]:
+    return pool_document(backend={"type": "PodSelector", "podSelector": {"selector": selector}})
+
+
 def ray_serve(backend: dict[str, Any], **fields: Any) -> dict[str, Any]:
     backend = copy.deepcopy(backend)
     for name, value in fields.items():
@@ -103,6 +114,7 @@ def targets(strategy: str, *items: dict[str, Any]) -> dict[str, Any]:
 HF = {"huggingFace": {"repository": "a/b"}}
 PVC = {"persistentVolumeClaim": {"claimName": "weights", "path": "qwen/3"}}
 BUCKET = {"s3": {"uri": "s3://models/qwen"}}
+CLAIM = {"persistentVolumeClaim": {"claimName": "weights"}}
 FOLDER = {"hostPath": {"path": "/models/x"}}
 HEDGING = {"type": "TimeToFirstToken"}
 A, B = {"poolRef": {"name": "a"}}, {"poolRef": {"name": "b"}}
@@ -115,16 +127,26 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         [source("HuggingFace", **FOLDER), source("HostPath", **FOLDER, **HF)],
     ),
     "persistentVolumeClaim must be set exactly when type is PersistentVolumeClaim": (
-        [source("PersistentVolumeClaim", **PVC)],
-        [source("PersistentVolumeClaim"), source("HuggingFace", **HF, **PVC)],
+        [source("PersistentVolumeClaim", **PVC), cache("PersistentVolumeClaim", **CLAIM)],
+        [
+            source("PersistentVolumeClaim"),
+            source("HuggingFace", **HF, **PVC),
+            cache("PersistentVolumeClaim"),
+            cache("EmptyDir", **CLAIM),
+        ],
     ),
     "s3 must be set exactly when type is S3": (
         [source("S3", **BUCKET)],
         [source("S3"), source("HuggingFace", **HF, **BUCKET)],
     ),
     "hostPath must be set exactly when type is HostPath": (
-        [source("HostPath", **FOLDER)],
-        [source("HostPath"), source("HuggingFace", **HF, **FOLDER)],
+        [source("HostPath", **FOLDER), cache("HostPath", **FOLDER), cache("EmptyDir")],
+        [
+            source("HostPath"),
+            source("HuggingFace", **HF, **FOLDER),
+            cache("HostPath"),
+            cache("EmptyDir", **FOLDER),
+        ],
     ),
     "must not go up with '..'": (
         [source("HostPath", hostPath={"path": "/a.b/.cache/c..d"})],
@@ -139,6 +161,20 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
             pool_document(backend={"type": "RayServe"}),
             pool_document(backend={**SIMULATED, **EXTERNAL}),
         ],
+    ),
+    "podSelector must be set exactly when type is PodSelector": (
+        [pool_document(backend=PODS)],
+        [
+            pool_document(backend={"type": "PodSelector"}),
+            pool_document(backend={**SIMULATED, "podSelector": PODS["podSelector"]}),
+        ],
+    ),
+    "selector must name at least one label: empty, it would take every pod": (
+        [
+            pods(matchLabels={"app": "vllm"}),
+            pods(matchExpressions=[{"key": "app", "operator": "Exists"}]),
+        ],
+        [pods(), pods(matchLabels={}, matchExpressions=[])],
     ),
     "external must be set exactly when type is External": (
         [pool_document(backend=EXTERNAL)],
@@ -188,11 +224,11 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         [pool_document(replicas=0), pool_document(autoscaling={"maxReplicas": 2})],
         [pool_document(replicas=1, autoscaling={"maxReplicas": 2})],
     ),
-    "backend External has no replicas of ours: replicas, autoscaling and rollout may be set only "
-    "when backend.type is RayServe": (
+    "replicas, autoscaling and rollout may be set only when backend.type is RayServe": (
         [pool_document(replicas=2, rollout={})],
         [
             pool_document(backend=EXTERNAL, replicas=2),
+            pool_document(backend=PODS, replicas=2),
             pool_document(backend=EXTERNAL, rollout={}),
             pool_document(backend=EXTERNAL, autoscaling={"maxReplicas": 2}),
         ],

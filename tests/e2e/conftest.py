@@ -17,8 +17,8 @@ import pytest_asyncio
 
 from pointsman_api.modelpool import ModelPool
 from pointsman_serving.cluster.local_ray import LocalRay, LocalRaySettings, start_local_ray
-from pointsman_serving.cluster.status import PoolState, PoolStatus, ReplicaStatus
 from pointsman_serving.engines.application import serve_application
+from pointsman_serving.engines.serve_listing import PoolState, PoolStatus, ReplicaStatus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

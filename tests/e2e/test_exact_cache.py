@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from pointsman_api.route_table import RouteTable
-    from pointsman_serving.cluster.status import PoolStatus
+    from pointsman_serving.engines.serve_listing import PoolStatus
 
     from .conftest import Cluster
 

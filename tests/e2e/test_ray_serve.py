@@ -19,8 +19,8 @@ import pytest
 
 from pointsman_serving.cluster.guard import descendants
 from pointsman_serving.cluster.serve_api import ServeApi, ServeApiError
-from pointsman_serving.cluster.status import PoolState
 from pointsman_serving.engines.application import serve_application
+from pointsman_serving.engines.serve_listing import PoolState
 
 from .conftest import (
     SOURCES,

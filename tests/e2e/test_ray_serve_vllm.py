@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from pointsman_serving.cluster.guard import descendants
-from pointsman_serving.cluster.status import PoolState
+from pointsman_serving.engines.serve_listing import PoolState
 from pointsman_serving.models.cache import model_directory
 from pointsman_serving.models.catalog import SMOLLM2
 from pointsman_serving.models.gguf import import_packaged_model

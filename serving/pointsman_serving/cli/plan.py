@@ -13,6 +13,7 @@ from pointsman_api.manifests import ManifestError, ManifestErrors, Manifests, lo
 from pointsman_api.meta import object_key
 from pointsman_api.modelpool import ModelPool
 from pointsman_api.route_table import RouteTable
+from pointsman_serving.cli.cluster_fields import cluster_only_errors
 from pointsman_serving.engines.application import serve_application
 from pointsman_serving.engines.arguments import check_arguments
 from pointsman_serving.models.sources import LocalSourceError, local_model
@@ -65,6 +66,7 @@ def read_plan(paths: Sequence[Path], machine: Machine) -> Plan:
     applications = []
     for index, pool in enumerate(manifests.pools):
         errors.extend(_secret_errors(manifests, pool, machine))
+        errors.extend(cluster_only_errors(manifests, pool))
         if pool.spec.backend.ray_serve is None or pool.spec.replicas == 0:
             continue
         if any(pool.metadata.name == other.metadata.name for other in manifests.pools[:index]):

@@ -18,7 +18,7 @@ from pointsman_serving.cluster.local_ray import (
     start_local_ray,
 )
 from pointsman_serving.cluster.serve_api import ServeApiError
-from pointsman_serving.cluster.status import PoolState, PoolStatus
+from pointsman_serving.engines.serve_listing import PoolState, PoolStatus
 from pointsman_serving.gateway.discovery import (
     Publish,
     RayServeSource,

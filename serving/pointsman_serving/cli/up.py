@@ -22,7 +22,7 @@ from pointsman_serving.cli.stack import Stack, running_stack
 from pointsman_serving.cli.validate import print_errors, summary
 from pointsman_serving.cli.watch import FileWatch, PoolWatch, warn
 from pointsman_serving.cluster.accelerators import engines_use_gpus
-from pointsman_serving.cluster.status import PoolStatus
+from pointsman_serving.engines.serve_listing import PoolStatus
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.models.cache import models_directory
 

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from pointsman_api.manifests import ManifestErrors
+from pointsman_serving.cli.cluster_fields import unused_fields
 from pointsman_serving.cli.errors import RunError
 from pointsman_serving.cli.plan import Machine, Plan, read_plan
 from pointsman_serving.cli.stack import Stack
 from pointsman_serving.cli.validate import print_errors, summary
-from pointsman_serving.cluster.status import PoolState
+from pointsman_serving.engines.serve_listing import PoolState
 
 Signature = list[tuple[str, int, int]]
 
@@ -36,6 +37,9 @@ def warn(plan: Plan, console: Console) -> None:
     """Say what the files hold that is not used here."""
     for skipped in plan.manifests.skipped:
         console.print(f"not used: {escape(skipped)}", style="yellow")
+    for pool in plan.manifests.pools:
+        for unused in unused_fields(pool):
+            console.print(f"not used: ModelPool {pool.key}, {escape(unused)}", style="yellow")
     for policy in plan.manifests.policies:
         if (name := policy.spec.gateway_ref.name) != "default":
             console.print(

@@ -29,7 +29,7 @@ from pointsman_serving.engines.load_lock import LOAD_LOCK_VARIABLE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pointsman_serving.cluster.status import PoolStatus, ReplicaStatus
+    from pointsman_serving.engines.serve_listing import PoolStatus, ReplicaStatus
 
 START_TIMEOUT_SECONDS = 180.0
 STOP_TIMEOUT_SECONDS = 10.0

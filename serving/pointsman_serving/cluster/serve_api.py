@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 
-from pointsman_serving.cluster.status import PoolStatus, pool_statuses
+from pointsman_serving.engines.serve_listing import PoolStatus, read_serve_listing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,9 +63,14 @@ class ServeApi:
         """The pools' applications by name.
 
         Raises:
-            ServeApiError: Ray is not there, or does not take the token.
+            ServeApiError: Ray is not there, does not take the token, or answers something else.
         """
-        return pool_statuses(await self.details())
+        try:
+            return read_serve_listing(await self.details())
+        except ValueError as error:
+            raise ServeApiError(
+                f"Ray answered GET {self._url} in another shape: {error}"
+            ) from error
 
     async def _request(self, method: str, *, json: Mapping[str, object] | None = None) -> object:
         if self._session is None:

@@ -49,6 +49,7 @@ def serve_application(
     model_revision: str = "",
     accelerated: bool = False,
     resources: Mapping[str, float] | None = None,
+    replicas: int | None = None,
 ) -> dict[str, object]:
     """The entry of ``applications`` in a Ray Serve configuration that runs this pool.
 
@@ -60,6 +61,8 @@ def serve_application(
         accelerated: the nodes have GPUs. A replica then takes as many as its parallelism says,
             unless the pool's template says how many.
         resources: custom Ray resources that one replica takes, to bind it to some nodes.
+        replicas: how many run, where the caller scales the pool itself; None: as the pool says,
+            with its autoscaling left to Serve.
 
     Returns:
         JSON types only; equal for equal arguments.
@@ -74,7 +77,7 @@ def serve_application(
             f"pool {name!r} has the backend {pool.spec.backend.type}: only RayServe pools are "
             "deployed as applications"
         )
-    if pool.spec.replicas == 0:
+    if (pool.spec.replicas if replicas is None else replicas) == 0:
         raise ValueError(
             f"pool {name!r} has 0 replicas, and Ray Serve runs no application without one: "
             "leave it out of the configuration"
@@ -92,7 +95,7 @@ def serve_application(
         "deployments": [
             {
                 "name": DEPLOYMENT_NAME,
-                **_scale(pool),
+                **_scale(pool, replicas),
                 "max_ongoing_requests": admitted_requests(backend.engine.max_sequences),
                 **_lifecycle(pool),
                 "ray_actor_options": _actor_options(backend, accelerated, resources or {}),
@@ -143,7 +146,8 @@ def _replica_options(
         arguments=(*derived, *backend.engine.args),
     )
     env = {variable.name: variable.value for variable in backend.engine.env}
-    return replace(options, revision=token_revision(options, env=env))
+    revision = token_revision(options, env=env, image=backend.engine.image)
+    return replace(options, revision=revision)
 
 
 def _vllm_parallelism(backend: RayServeBackend) -> list[str]:
@@ -157,10 +161,10 @@ def _vllm_parallelism(backend: RayServeBackend) -> list[str]:
     return [*arguments, "--enable-expert-parallel"] if parallelism.expert_parallel else arguments
 
 
-def _scale(pool: ModelPool) -> dict[str, object]:
+def _scale(pool: ModelPool, replicas: int | None) -> dict[str, object]:
     autoscaling = pool.spec.autoscaling
-    if autoscaling is None:
-        return {"num_replicas": pool.spec.replicas or 1}
+    if replicas is not None or autoscaling is None:
+        return {"num_replicas": replicas or pool.spec.replicas or 1}
     return {
         "autoscaling_config": {
             "min_replicas": autoscaling.min_replicas,

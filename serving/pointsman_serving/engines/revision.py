@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pointsman_serving.engines.options import ReplicaOptions
 
 
-def token_revision(options: ReplicaOptions, *, env: Mapping[str, str] | None = None) -> str:
+def token_revision(
+    options: ReplicaOptions, *, env: Mapping[str, str] | None = None, image: str = ""
+) -> str:
     """Digest of everything in a replica's options that decides on its tokens.
 
     How many replicas there are, how many requests each runs at once and what the pool is called
@@ -25,6 +27,7 @@ def token_revision(options: ReplicaOptions, *, env: Mapping[str, str] | None = N
     Args:
         options: the replica's options; their own ``revision`` is not looked at.
         env: environment variables of the engine's process.
+        image: the container image that the pool names for the engine; empty: the default.
 
     Returns:
         16 hex digits; equal for equal arguments, on every machine.
@@ -38,5 +41,7 @@ def token_revision(options: ReplicaOptions, *, env: Mapping[str, str] | None = N
         "arguments": list(options.arguments),
         "env": dict(env or {}),
     }
+    if image:
+        parts["image"] = image
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.blake2b(canonical, digest_size=8).hexdigest()

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import aiohttp
 import structlog
 
 from pointsman_api.route_table import BackendType, PoolEntry, RouteTable
+from pointsman_serving.engines.serve_listing import ServeTarget, read_serve_listing
 from pointsman_serving.routing.types import ReplicaAddress, ReplicaKey
 
 log = structlog.get_logger(__name__)
 
 Publish = Callable[[str, Sequence[ReplicaAddress]], None]
 """Takes a pool and all its replicas; what is known already costs nothing."""
-
-# The targets that are replicas; Serve also lists its proxies, which route on their own.
-_REPLICA_PREFIX = "SERVE_REPLICA::"
 
 # Ray's own: answered before a request slot is taken. What lies under the route prefix waits
 # behind max_ongoing_requests, so that a full replica would look dead.
@@ -92,7 +90,7 @@ class RayServeSource:
 
 
 def serve_addresses(
-    listing: Mapping[str, object], pools: Mapping[str, PoolEntry]
+    listing: object, pools: Mapping[str, PoolEntry]
 ) -> dict[str, tuple[ReplicaAddress, ...]]:
     """What a reading of ``GET /api/serve/applications/`` says about each Ray Serve pool.
 
@@ -102,22 +100,18 @@ def serve_addresses(
     Raises:
         ValueError: the document has another shape.
     """
-    applications = _mapping(listing.get("applications"), "applications")
-    groups = _items(listing.get("target_groups"), "target_groups")
+    statuses = read_serve_listing(listing)
     lists: dict[str, tuple[ReplicaAddress, ...]] = {}
     for pool in pools.values():
         if pool.backend is not BackendType.RAY_SERVE:
             continue
-        name = application_name(pool.name)
-        application = applications.get(name)
-        if application is not None and not _mapping(application, name).get("deployments"):
-            continue
-        lists[pool.name] = tuple(
-            address
-            for group in groups
-            if group.get("app_name") == name and group.get("protocol", "HTTP") == "HTTP"
-            for address in _group_addresses(pool, group)
-        )
+        status = statuses.get(application_name(pool.name))
+        if status is None:
+            lists[pool.name] = ()
+        elif status.listed:
+            lists[pool.name] = tuple(
+                serve_address(pool, target, prefix=status.base_path) for target in status.targets
+            )
     return lists
 
 
@@ -126,34 +120,20 @@ def application_name(pool: str) -> str:
     return pool.rpartition("/")[2]
 
 
-def _group_addresses(pool: PoolEntry, group: Mapping[str, object]) -> Iterable[ReplicaAddress]:
-    prefix = str(group.get("route_prefix") or "").rstrip("/")
-    for target in _items(group.get("targets") or [], "targets"):
-        name, host, port = target.get("name"), target.get("ip"), target.get("port")
-        if not (isinstance(name, str) and name.startswith(_REPLICA_PREFIX)):
-            continue
-        if not isinstance(host, str) or type(port) is not int:
-            raise ValueError(f"the target {name} has no address: ip {host!r}, port {port!r}")
-        yield ReplicaAddress(
-            # Ray's replica id is new for every life, so a restarted replica is a new one.
-            key=ReplicaKey(pool.name, name.rpartition("#")[2] or name),
-            host=host,
-            port=port,
-            base_path=f"{prefix}/v1",
-            health_path=f"{prefix}/health",
-            alive_path=_ALIVE_PATH,
-            model_name=pool.served_model_name,
-            sequence_slots=pool.sequence_slots,
-        )
+def serve_address(pool: PoolEntry, target: ServeTarget, *, prefix: str) -> ReplicaAddress:
+    """The address of a replica that Ray Serve runs.
 
-
-def _mapping(value: object, name: str) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} is {type(value).__name__}; it must be an object")
-    return value
-
-
-def _items(value: object, name: str) -> list[Mapping[str, object]]:
-    if not isinstance(value, list):
-        raise ValueError(f"{name} is {type(value).__name__}; it must be a list")
-    return [_mapping(item, f"{name}[]") for item in value]
+    Args:
+        prefix: the application's route prefix, such as ``/NAME``.
+    """
+    return ReplicaAddress(
+        # Ray's replica id is new for every life, so a restarted replica is a new one.
+        key=ReplicaKey(pool.name, target.replica),
+        host=target.host,
+        port=target.port,
+        base_path=f"{prefix}/v1",
+        health_path=f"{prefix}/health",
+        alive_path=_ALIVE_PATH,
+        model_name=pool.served_model_name,
+        sequence_slots=pool.sequence_slots,
+    )

@@ -7,7 +7,7 @@ import pytest
 
 from pointsman_serving.cli.plan import Machine, read_plan
 from pointsman_serving.cli.stack import Stack
-from pointsman_serving.cluster.status import PoolState, PoolStatus
+from pointsman_serving.engines.serve_listing import PoolState, PoolStatus
 from pointsman_serving.gateway.server import Gateway
 from pointsman_serving.gateway.settings import GatewaySettings
 

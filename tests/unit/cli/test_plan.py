@@ -156,3 +156,28 @@ def test_engine_s_flag_is_refused_with_file_and_line_when_it_is_unknown(
     assert "engine.args" in errors[0]
     assert flag.split("=")[0] in errors[0]
     assert "pools.yaml:" in errors[0]
+
+
+PODS = """
+apiVersion: pointsman.dev/v1alpha1
+kind: ModelPool
+metadata: {name: pods}
+spec:
+  servedModelName: pods
+  backend: {type: PodSelector, podSelector: {selector: {matchLabels: {app: vllm}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (PODS, "finds pods, and there is no cluster here"),
+        (simulated(more="autoscaling: {minReplicas: 0, maxReplicas: 2}"), "needs the operator"),
+    ],
+)
+def test_pool_is_refused_when_only_a_cluster_could_serve_it(
+    tmp_path: Path, document: str, message: str
+) -> None:
+    (error,) = errors_of(write(tmp_path, document), Machine(models=tmp_path))
+    assert message in error
+    assert "here " in error

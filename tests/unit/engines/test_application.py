@@ -177,6 +177,25 @@ def test_scaling_is_serves_own_when_pool_has_autoscaling() -> None:
     } == entry["autoscaling_config"]
 
 
+def test_number_is_the_callers_when_it_scales_the_pool_itself() -> None:
+    scaled = pool(autoscaling={"minReplicas": 0, "maxReplicas": 8})
+    entry = deployment(serve_application(scaled, model_path=MODEL, replicas=3))
+    assert 3 == entry["num_replicas"]
+    assert "autoscaling_config" not in entry
+    with pytest.raises(ValueError, match="0 replicas"):
+        serve_application(scaled, model_path=MODEL, replicas=0)
+
+
+def test_revision_differs_when_the_pool_names_another_image() -> None:
+    revisions = {
+        serve_application(pool(engine_fields={"image": image}), model_path=MODEL)["args"][
+            "revision"
+        ]
+        for image in ("", "registry/engine:1", "registry/engine:2")
+    }
+    assert 3 == len(revisions)
+
+
 def test_old_replicas_go_a_few_at_a_time_when_there_is_no_surge() -> None:
     tight = pool(replicas=4, rollout={"maxSurge": 0})
     entry = deployment(serve_application(tight, model_path=MODEL))

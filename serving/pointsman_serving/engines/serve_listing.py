@@ -1,14 +1,17 @@
-"""What Ray Serve says of its applications, as the few words that people and readiness need."""
+"""What Ray Serve says of its applications: ``GET /api/serve/applications/``, read once for all.
+
+``pointsman up``, the gateway beside it and the operator all read Ray's list here. Pure.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-TARGET_PREFIX = "SERVE_REPLICA::"
-"""Only such targets are replicas: where an application has none, Ray lists its proxy instead."""
+_TARGET_PREFIX = "SERVE_REPLICA::"
+# Only such targets are replicas: where an application has none, Ray lists its proxy instead.
 
 
 class PoolState(StrEnum):
@@ -34,6 +37,18 @@ _STATES = {
     "DEPLOY_FAILED": PoolState.FAILED,
     "DELETING": PoolState.STOPPING,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeTarget:
+    """Where one replica listens."""
+
+    replica: str
+    """Ray's id of it, new for every life."""
+    host: str
+    port: int
+    instance: str = ""
+    """Ray's name for the machine; in Kubernetes the pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +79,11 @@ class PoolStatus:
     """Replicas that are wanted."""
     base_path: str
     """Where the replicas serve: ``/NAME``, without the ``/v1``."""
+    listed: bool = True
+    """Whether Ray says anything about the replicas. Right after an application was changed it
+    lists no deployments for seconds, while all old replicas serve on."""
+    targets: tuple[ServeTarget, ...] = ()
+    """The replicas that can be reached."""
     message: str = ""
     """Why it is not ready, in Ray's words."""
     replicas: tuple[ReplicaStatus, ...] = ()
@@ -71,26 +91,35 @@ class PoolStatus:
     """Replicas that ended lately, whose logs say why."""
 
 
-def pool_statuses(details: Mapping[str, Any]) -> dict[str, PoolStatus]:
-    """Read the answer of ``GET /api/serve/applications/``, by application name."""
-    targets: dict[str, tuple[str, int]] = {}
-    for group in details.get("target_groups") or ():
-        for target in group["targets"] if group["protocol"] == "HTTP" else ():
-            if target["name"].startswith(TARGET_PREFIX):
-                replica = target["name"].rpartition("#")[2]
-                targets[replica] = (target["ip"], target["port"])
-    applications = details.get("applications") or {}
-    return {name: _pool_status(name, entry, targets) for name, entry in applications.items()}
+def read_serve_listing(document: object) -> dict[str, PoolStatus]:
+    """What a reading of ``GET /api/serve/applications/`` says, by application name.
+
+    Raises:
+        ValueError: the document has another shape.
+    """
+    listing = _mapping(document, "the list of applications")
+    applications = _mapping(listing.get("applications"), "applications")
+    groups = _items(listing.get("target_groups"), "target_groups")
+    return {
+        name: _pool_status(name, _mapping(application, name), groups)
+        for name, application in applications.items()
+    }
 
 
 def _pool_status(
-    name: str, application: Mapping[str, Any], targets: Mapping[str, tuple[str, int]]
+    name: str, application: Mapping[str, Any], groups: list[Mapping[str, Any]]
 ) -> PoolStatus:
+    targets = {
+        target.replica: target
+        for group in groups
+        if group.get("app_name") == name and group.get("protocol", "HTTP") == "HTTP"
+        for target in _targets(group)
+    }
     replicas: list[ReplicaStatus] = []
     dead: list[ReplicaStatus] = []
     messages = [application.get("message") or ""]
     total = 0
-    deployments = application.get("deployments") or {}
+    deployments = _mapping(application.get("deployments") or {}, f"{name}.deployments")
     for deployment in deployments.values():
         total += deployment.get("target_num_replicas", 0)
         messages.append(_without_slow_start(deployment.get("message") or ""))
@@ -98,7 +127,7 @@ def _pool_status(
         replicas.extend(_replica_status(entry, targets) for entry in living)
         ended = deployment.get("recent_dead_replicas") or ()
         dead.extend(_replica_status(entry, {}) for entry in ended)
-    state = _STATES.get(application["status"], PoolState.STARTING)
+    state = _STATES.get(str(application.get("status")), PoolState.STARTING)
     ready = sum(replica.port is not None for replica in replicas)
     # Serve says RUNNING a moment before the last replica is among the targets.
     if state is PoolState.READY and ready < total:
@@ -109,22 +138,37 @@ def _pool_status(
         ready=ready,
         total=total or _wanted(application),
         base_path=(application.get("route_prefix") or "").rstrip("/"),
+        listed=bool(deployments),
+        targets=tuple(targets.values()),
         message="\n".join(dict.fromkeys(text for text in messages if text)),
         replicas=tuple(replicas),
         dead=tuple(dead),
     )
 
 
-def _replica_status(
-    entry: Mapping[str, Any], targets: Mapping[str, tuple[str, int]]
-) -> ReplicaStatus:
-    host, port = targets.get(entry["replica_id"], ("", None))
+def _targets(group: Mapping[str, Any]) -> Iterator[ServeTarget]:
+    for target in _items(group.get("targets") or [], "targets"):
+        name, host, port = target.get("name"), target.get("ip"), target.get("port")
+        if not (isinstance(name, str) and name.startswith(_TARGET_PREFIX)):
+            continue
+        if not isinstance(host, str) or type(port) is not int:
+            raise ValueError(f"the target {name} has no address: ip {host!r}, port {port!r}")
+        yield ServeTarget(
+            replica=name.rpartition("#")[2] or name,
+            host=host,
+            port=port,
+            instance=str(target.get("instance_id") or ""),
+        )
+
+
+def _replica_status(entry: Mapping[str, Any], targets: Mapping[str, ServeTarget]) -> ReplicaStatus:
+    target = targets.get(entry["replica_id"])
     return ReplicaStatus(
         replica=entry["replica_id"],
         state=entry["state"],
         pid=entry.get("pid"),
-        host=host,
-        port=port,
+        host="" if target is None else target.host,
+        port=None if target is None else target.port,
         log_file=(entry.get("log_file_path") or "").lstrip("/"),
     )
 
@@ -138,3 +182,15 @@ def _wanted(application: Mapping[str, Any]) -> int:
     """Replicas that the configuration asks for while Serve has not built the application."""
     config = application.get("deployed_app_config") or {}
     return sum(entry.get("num_replicas") or 1 for entry in config.get("deployments") or ())
+
+
+def _mapping(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {type(value).__name__}; it must be an object")
+    return value
+
+
+def _items(value: object, name: str) -> list[Mapping[str, Any]]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {type(value).__name__}; it must be a list")
+    return [_mapping(item, f"{name}[]") for item in value]

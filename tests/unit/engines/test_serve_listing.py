@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pointsman_serving.cluster.status import PoolState, pool_statuses
+from pointsman_serving.engines.serve_listing import PoolState, read_serve_listing
 
 
 def details(
@@ -62,7 +62,7 @@ def details(
 
 def test_pool_is_ready_when_every_replica_can_be_reached() -> None:
     answer = details(replicas={"a": "RUNNING", "b": "RUNNING"}, reachable=("a", "b"))
-    chat = pool_statuses(answer)["chat"]
+    chat = read_serve_listing(answer)["chat"]
     assert (PoolState.READY, 2, 2, "/chat") == (chat.state, chat.ready, chat.total, chat.base_path)
     assert [("127.0.0.1", 30000), ("127.0.0.1", 30001)] == [(r.host, r.port) for r in chat.replicas]
     assert "serve/replica_chat_engine_a.log" == chat.replicas[0].log_file
@@ -70,23 +70,23 @@ def test_pool_is_ready_when_every_replica_can_be_reached() -> None:
 
 def test_pool_is_starting_when_a_running_replica_is_no_target_yet() -> None:
     answer = details(replicas={"a": "RUNNING", "b": "RUNNING"}, reachable=("a",))
-    chat = pool_statuses(answer)["chat"]
+    chat = read_serve_listing(answer)["chat"]
     assert (PoolState.STARTING, 1, 2) == (chat.state, chat.ready, chat.total)
 
 
 def test_proxy_counts_as_no_replica_when_it_is_the_only_target() -> None:
-    chat = pool_statuses(details("DEPLOYING", replicas={"a": "STARTING"}))["chat"]
+    chat = read_serve_listing(details("DEPLOYING", replicas={"a": "STARTING"}))["chat"]
     assert (PoolState.STARTING, 0, 2) == (chat.state, chat.ready, chat.total)
 
 
 def test_wanted_replicas_come_from_the_configuration_when_serve_is_building() -> None:
-    chat = pool_statuses(details("DEPLOYING", built=False, wanted=3))["chat"]
+    chat = read_serve_listing(details("DEPLOYING", built=False, wanted=3))["chat"]
     assert (PoolState.STARTING, 0, 3) == (chat.state, chat.ready, chat.total)
 
 
 def test_slow_start_is_no_message_when_an_engine_loads() -> None:
     slow = "Deployment 'engine' has 1 replicas that have taken more than 30s to initialize."
-    chat = pool_statuses(details("DEPLOYING", deployment_message=slow))["chat"]
+    chat = read_serve_listing(details("DEPLOYING", deployment_message=slow))["chat"]
     assert "" == chat.message
 
 
@@ -102,14 +102,16 @@ def test_slow_start_is_no_message_when_an_engine_loads() -> None:
 )
 def test_state_is_one_word_when_serve_has_many(status: str, state: PoolState) -> None:
     answer = details(status, message="why", deployment_message="why")
-    chat = pool_statuses(answer)["chat"]
+    chat = read_serve_listing(answer)["chat"]
     assert (state, "why") == (chat.state, chat.message)
 
 
 def test_dead_replicas_are_apart_when_there_are_some() -> None:
-    chat = pool_statuses(details(replicas={"a": "RUNNING"}, reachable=("a",), dead=("z",)))["chat"]
+    chat = read_serve_listing(details(replicas={"a": "RUNNING"}, reachable=("a",), dead=("z",)))[
+        "chat"
+    ]
     assert (["a"], ["z"]) == ([r.replica for r in chat.replicas], [r.replica for r in chat.dead])
 
 
 def test_nothing_is_said_when_nothing_is_deployed() -> None:
-    assert {} == pool_statuses({"applications": {}, "target_groups": []})
+    assert {} == read_serve_listing({"applications": {}, "target_groups": []})

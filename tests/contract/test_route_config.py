@@ -1,0 +1,97 @@
+"""Route tables as ConfigMaps, there and back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from pointsman_api.compile import compile_route_table
+from pointsman_api.modelpool import ModelPool
+from pointsman_api.route_config import (
+    IncompleteRouteConfigError,
+    RouteConfigError,
+    read_route_config,
+    route_config_maps,
+)
+from pointsman_api.route_table import RouteTable
+from tests.contract.samples import pool_document
+
+ConfigMaps = list[dict[str, Any]]
+
+
+def table_of(pools: int, name: str = "pool") -> RouteTable:
+    documents = [pool_document(f"{name}-{number}") for number in range(pools)]
+    return compile_route_table([ModelPool.model_validate(item) for item in documents], []).table
+
+
+def config_maps(table: RouteTable, shard_bytes: int = 900_000) -> ConfigMaps:
+    return list(
+        route_config_maps(table, gateway="main", namespace="system", shard_bytes=shard_bytes)
+    )
+
+
+@pytest.mark.parametrize("shard_bytes", [900_000, 1000, 333])
+def test_table_is_the_same_when_it_was_spread_over_config_maps(shard_bytes: int) -> None:
+    table = table_of(20)
+    shards = config_maps(table, shard_bytes)
+    assert table == read_route_config(reversed(shards))
+    assert (len(shards) > 1) == (shard_bytes < 900_000)
+    assert all(len(item["data"]["table.json"].encode()) <= shard_bytes for item in shards)
+
+
+def test_character_is_not_cut_when_a_part_ends_in_it() -> None:
+    pool = ModelPool.model_validate(pool_document("pool"))
+    table = compile_route_table([pool], []).table
+    for character in "é€𐍈":
+        named = RouteTable(pools=table.pools, routes={character * 50: table.routes["pool"]})
+        assert named == read_route_config(config_maps(named, 64))
+
+
+def test_config_map_is_there_when_the_table_is_empty() -> None:
+    (shard,) = config_maps(RouteTable())
+    assert "pointsman-main-routes-0" == shard["metadata"]["name"]
+    assert RouteTable() == read_route_config([shard])
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_set_is_incomplete_when_a_part_is_missing(gone: int) -> None:
+    shards = config_maps(table_of(5), 900)
+    del shards[gone]
+    with pytest.raises(IncompleteRouteConfigError):
+        read_route_config(shards)
+
+
+def test_set_is_incomplete_when_parts_are_of_two_versions() -> None:
+    old, new = config_maps(table_of(5), 900), config_maps(table_of(5, "other"), 900)
+    with pytest.raises(IncompleteRouteConfigError, match="part 1 of"):
+        read_route_config([new[0], *old[1:]])
+
+
+def test_longer_set_of_before_is_passed_over_when_the_new_one_is_whole() -> None:
+    old, new = config_maps(table_of(9), 500), config_maps(table_of(2, "b"), 900_000)
+    assert table_of(2, "b") == read_route_config([*new, *old[1:]])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("data", "table.json"), '{"pools": 1}', "cannot be read, pools"),
+        (("data", "table.json"), "{}", "has the hash"),
+        (("data",), None, r"has no table\.json"),
+        (("metadata", "annotations", "pointsman.dev/shards"), "many", "is 'many'"),
+        (("metadata", "annotations", "pointsman.dev/shards"), "1000000000", "from 1 to 1000"),
+    ],
+)
+def test_set_is_refused_when_somebody_changed_it(
+    path: tuple[str, ...], value: object, message: str
+) -> None:
+    (shard,) = copy.deepcopy(config_maps(table_of(1)))
+    node = shard
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    with pytest.raises(RouteConfigError, match=message) as caught:
+        read_route_config([shard])
+    assert not isinstance(caught.value, IncompleteRouteConfigError)

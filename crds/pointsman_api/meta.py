@@ -279,7 +279,7 @@ class Condition(ApiModel):
         str, Field(max_length=64, json_schema_extra={"format": "date-time"})
     ]
     """When the status last changed (RFC 3339)."""
-    observed_generation: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] = 0
+    observed_generation: Annotated[StrictInt, Field(ge=0, le=2**53 - 1)] = 0
     """The generation of the object that this is about."""
 
 

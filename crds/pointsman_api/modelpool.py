@@ -317,7 +317,7 @@ class ModelPoolSpec(ApiModel):
 class ModelPoolStatus(ApiModel):
     """What is."""
 
-    observed_generation: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] | None = None
+    observed_generation: Annotated[StrictInt, Field(ge=0, le=2**53 - 1)] | None = None
     """The generation of the spec that this status is about."""
     replicas: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] | None = None
     """Replicas that exist."""

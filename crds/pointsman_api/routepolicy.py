@@ -363,7 +363,7 @@ class GatewayState(ApiModel):
     name: ObjectName
     """Name of the gateway."""
     config_hash: Annotated[str, Field(max_length=64)] | None = None
-    """Hash of the route table that is wanted there."""
+    """Hash of the first route table that has the policy as it is now."""
     ready_gateways: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] = 0
     """Pods that run this route table."""
     total_gateways: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] = 0
@@ -373,7 +373,7 @@ class GatewayState(ApiModel):
 class RoutePolicyStatus(ApiModel):
     """What is."""
 
-    observed_generation: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] | None = None
+    observed_generation: Annotated[StrictInt, Field(ge=0, le=2**53 - 1)] | None = None
     """The generation of the spec that this status is about."""
     gateways: Annotated[tuple[GatewayState, ...], Field(max_length=16), MapList("name")] = ()
     """The gateways that the policy attaches to."""

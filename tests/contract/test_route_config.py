@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_longer_set_of_before_is_passed_over_when_the_new_one_is_whole() -> None
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("data", "table.json"), '{"pools": 1}', "cannot be read, pools"),
+        (("data", "table.json"), '{"pools": 1}', "has the hash"),
         (("data", "table.json"), "{}", "has the hash"),
         (("data",), None, r"has no table\.json"),
         (("metadata", "annotations", "pointsman.dev/shards"), "many", "is 'many'"),
@@ -95,3 +96,22 @@ def test_set_is_refused_when_somebody_changed_it(
     with pytest.raises(RouteConfigError, match=message) as caught:
         read_route_config([shard])
     assert not isinstance(caught.value, IncompleteRouteConfigError)
+
+
+def test_set_is_refused_when_it_is_no_table_of_this_version() -> None:
+    (shard,) = copy.deepcopy(config_maps(table_of(1)))
+    text = shard["data"]["table.json"] = '{"pools": 1}'
+    annotations = shard["metadata"]["annotations"]
+    annotations["pointsman.dev/config-hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    with pytest.raises(RouteConfigError, match="cannot be read, pools"):
+        read_route_config([shard])
+
+
+def test_table_is_taken_when_a_newer_operator_says_more() -> None:
+    (shard,) = copy.deepcopy(config_maps(table_of(1)))
+    text = shard["data"]["table.json"].replace('{"pools"', '{"later":1,"pools"', 1)
+    assert text != shard["data"]["table.json"]
+    shard["data"]["table.json"] = text
+    annotations = shard["metadata"]["annotations"]
+    annotations["pointsman.dev/config-hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert table_of(1) == read_route_config([shard])

@@ -99,7 +99,8 @@ def read_serve_listing(document: object) -> dict[str, PoolStatus]:
     """
     listing = _mapping(document, "the list of applications")
     applications = _mapping(listing.get("applications"), "applications")
-    groups = _items(listing.get("target_groups"), "target_groups")
+    # Before anything was deployed Ray leaves them out.
+    groups = _items(listing.get("target_groups", []), "target_groups")
     return {
         name: _pool_status(name, _mapping(application, name), groups)
         for name, application in applications.items()

@@ -115,3 +115,22 @@ def test_dead_replicas_are_apart_when_there_are_some() -> None:
 
 def test_nothing_is_said_when_nothing_is_deployed() -> None:
     assert {} == read_serve_listing({"applications": {}, "target_groups": []})
+
+
+def test_nothing_is_said_when_ray_has_just_started() -> None:
+    answer = {"controller_info": {}, "proxies": {}, "applications": {}, "target_capacity": None}
+    assert {} == read_serve_listing(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([], "the list of applications is list; it must be an object"),
+        ({"target_groups": []}, "applications is NoneType"),
+        ({"applications": {"chat": 1}, "target_groups": []}, "chat is int"),
+        ({"applications": {}, "target_groups": {"a": 1}}, "target_groups is dict"),
+    ],
+)
+def test_answer_is_refused_when_it_has_another_shape(answer: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_serve_listing(answer)

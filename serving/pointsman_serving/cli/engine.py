@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import Annotated, NoReturn
 
 import typer
 
-from pointsman_serving.engines.identity import IdentityHeaders
+from pointsman_serving.engines.front import ReplicaFront
 from pointsman_serving.engines.simulated.options import describe_flags, parse_simulated_args
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ def simulated(
     """Serve vLLM's API from a model of time: no weights, no GPU."""
     try:
         options = parse_simulated_args([f"--served-model-name={model}", *context.args])
+        front = ReplicaFront.of(os.environ)
     except ValueError as failure:
         _stop(str(failure))
     listener = _listen(host, port)
@@ -52,7 +54,7 @@ def simulated(
     typer.echo(f"Simulated engine {options.model_name!r} listens on http://{shown}:{bound_port}/v1")
     server = uvicorn.Server(
         uvicorn.Config(
-            IdentityHeaders(simulated_app_of(options), simulated_identity(model, context.args)),
+            front.before(simulated_app_of(options), simulated_identity(model, context.args)),
             log_level="warning",
             access_log=False,
             lifespan="off",

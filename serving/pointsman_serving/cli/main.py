@@ -8,7 +8,7 @@ from importlib.metadata import version as package_version
 
 import typer
 
-from pointsman_serving.cli import engine, explain, model, up, validate
+from pointsman_serving.cli import engine, explain, gateway, model, up, validate
 from pointsman_serving.cli.errors import shown_errors
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(up.up)
+app.command()(gateway.gateway)
 app.command()(validate.validate)
 app.command()(explain.explain)
 app.add_typer(model.app, name="model")

@@ -7,15 +7,18 @@ over state: the class is found through this module, its arguments are JSON.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from pointsman_serving.engines.application import DEPLOYMENT_NAME
 from pointsman_serving.engines.engine import EngineFailedError
-from pointsman_serving.engines.identity import IdentityHeaders, ReplicaIdentity
+from pointsman_serving.engines.front import ReplicaFront
+from pointsman_serving.engines.identity import ReplicaIdentity
 from pointsman_serving.engines.load_lock import turn_to_load
 from pointsman_serving.engines.options import ReplicaOptions
+from pointsman_serving.engines.route_prefix import rebased
 from pointsman_serving.engines.start import start_engine
 
 if TYPE_CHECKING:
@@ -38,10 +41,12 @@ class Replica:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Load the engine, in the machine's turn, and return what serves it."""
+        # First: a mistake in it should not cost the time that weights take.
+        front = ReplicaFront.of(os.environ)
         async with turn_to_load():
             self.engine = await start_engine(self.options)
         identity = ReplicaIdentity.new(self.options.revision)
-        return IdentityHeaders(ReplicaApp(self.engine), identity)
+        return front.before(ReplicaApp(self.engine), identity)
 
     async def check_health(self) -> None:
         """Serve calls this every few seconds: a dead engine makes it replace the replica."""
@@ -86,24 +91,6 @@ class ReplicaApp:
         ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-
-def rebased(scope: Scope) -> Scope:
-    """The scope as an application at the root sees it.
-
-    Serve puts the route prefix into ``root_path`` and leaves it in ``path``, as ASGI asks. Not
-    every engine's application and middleware looks at both.
-    """
-    prefix = scope.get("root_path", "").rstrip("/")
-    if not prefix or not scope["path"].startswith(prefix):
-        return scope
-    inner = dict(scope)
-    inner["root_path"] = ""
-    inner["path"] = scope["path"][len(prefix) :] or "/"
-    raw = scope.get("raw_path")
-    if raw is not None and raw.startswith(prefix.encode()):
-        inner["raw_path"] = raw[len(prefix) :] or b"/"
-    return inner
 
 
 def build(args: dict[str, Any]) -> Any:

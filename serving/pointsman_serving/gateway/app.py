@@ -24,30 +24,12 @@ from pointsman_serving.routing.types import Api
 
 
 def create_app(plane: DataPlane) -> FastAPI:
-    """The ASGI application of one gateway."""
+    """The ASGI application of one gateway, for its clients."""
     docs = plane.settings.docs
-    app = FastAPI(
-        title="Pointsman gateway",
-        version=installed_version(),
-        docs_url="/docs" if docs else None,
-        redoc_url=None,
-        openapi_url="/openapi.json" if docs else None,
+    app = _bare_app(
+        docs_url="/docs" if docs else None, openapi_url="/openapi.json" if docs else None
     )
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     created = int(time.time())
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        return _error_response(_http_api_error(request, error), dict(error.headers or {}))
-
-    @app.exception_handler(BadRequestError)
-    async def bad_request(_request: Request, error: BadRequestError) -> Response:
-        after = error.error.retry_after_seconds
-        return _error_response(error.error, {} if after is None else {"retry-after": str(after)})
-
-    @app.exception_handler(Exception)
-    async def fault(_request: Request, _error: Exception) -> Response:
-        return _error_response(openai.internal_error())
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, object]:
@@ -64,11 +46,56 @@ def create_app(plane: DataPlane) -> FastAPI:
             raise BadRequestError(openai.unknown_model(name, plane.table.routes))
         return _model(name, created)
 
+    _add_explain(app, plane)
+    _add_probes(app, plane)
+    if plane.settings.admin_port is None:
+        _add_readings(app, plane)
+    return app
+
+
+def create_admin_app(plane: DataPlane) -> FastAPI:
+    """The ASGI application of a gateway's admin port: for operators, probes and Prometheus."""
+    app = _bare_app()
+    _add_explain(app, plane)
+    _add_probes(app, plane)
+    _add_readings(app, plane)
+    return app
+
+
+def _bare_app(*, docs_url: str | None = None, openapi_url: str | None = None) -> FastAPI:
+    app = FastAPI(
+        title="Pointsman gateway",
+        version=installed_version(),
+        docs_url=docs_url,
+        redoc_url=None,
+        openapi_url=openapi_url,
+    )
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return _error_response(_http_api_error(request, error), dict(error.headers or {}))
+
+    @app.exception_handler(BadRequestError)
+    async def bad_request(_request: Request, error: BadRequestError) -> Response:
+        after = error.error.retry_after_seconds
+        return _error_response(error.error, {} if after is None else {"retry-after": str(after)})
+
+    @app.exception_handler(Exception)
+    async def fault(_request: Request, _error: Exception) -> Response:
+        return _error_response(openai.internal_error())
+
+    return app
+
+
+def _add_explain(app: FastAPI, plane: DataPlane) -> None:
     @app.post("/v1/route/explain", openapi_extra=schemas.EXPLAIN)
     async def explain_route(request: Request) -> Response:
         """Where a chat body would go and why, with every candidate; nothing is sent."""
         return await _explain(plane, request)
 
+
+def _add_probes(app: FastAPI, plane: DataPlane) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """200 while the process answers."""
@@ -79,6 +106,8 @@ def create_app(plane: DataPlane) -> FastAPI:
         """200 once requests are served or held for a replica; the body tells of each pool."""
         return _ready(plane)
 
+
+def _add_readings(app: FastAPI, plane: DataPlane) -> None:
     if plane.settings.status:
 
         @app.get("/status")
@@ -93,8 +122,6 @@ def create_app(plane: DataPlane) -> FastAPI:
             prometheus_client.generate_latest(plane.metrics.registry),
             media_type=prometheus_client.CONTENT_TYPE_LATEST,
         )
-
-    return app
 
 
 def _model(name: str, created: int) -> dict[str, object]:
@@ -112,8 +139,10 @@ def _ready(plane: DataPlane) -> Response:
     elif plane.table.routes:
         held = "no pool has a replica: requests are held until one has"
         reason = held if plane.heard else "nobody has told yet which replicas there are"
-    else:
+    elif plane.told_table:
         reason = "the route table has no routes: create a ModelPool"
+    else:
+        reason = "nobody has told yet what to route: the operator writes the route table"
     content = {
         "status": "ready" if plane.ready else "not ready",
         "reason": reason,

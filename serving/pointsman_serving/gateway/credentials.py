@@ -1,10 +1,11 @@
-"""The API keys of external pools, read from where they are kept."""
+"""What the gateway shows to those behind it: API keys of external pools, tokens of replicas."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from pointsman_api.route_table import CredentialReference, PoolEntry
 
@@ -13,8 +14,43 @@ class CredentialError(ValueError):
     """A key cannot be read; says which, from where, and what to do."""
 
 
+class PoolSecrets(Protocol):
+    """Finds what requests to a pool have to show."""
+
+    def key(self, pool: PoolEntry) -> str | None:
+        """The API key of an external pool; None where it has none.
+
+        Raises:
+            CredentialError: the key is referred to and cannot be read.
+        """
+
+    def token(self, pool: PoolEntry) -> str | None:
+        """The token that the pool's replicas ask for; None where they ask for none.
+
+        Raises:
+            CredentialError: there is one, and it cannot be used.
+        """
+
+
+def header_value(text: str, *, pool: str, what: str) -> str:
+    """The text, where a header can carry it.
+
+    Args:
+        what: is in it, for the message.
+
+    Raises:
+        CredentialError: it is not printable ASCII.
+    """
+    if not text.isascii() or not text.isprintable():
+        raise CredentialError(
+            f"pool {pool}: {what} has characters that no HTTP header can carry; it must be "
+            "printable ASCII on one line"
+        )
+    return text
+
+
 class Credentials:
-    """Finds each pool's key.
+    """Finds each pool's key in files and environment variables; replicas have no tokens there.
 
     Args:
         sources: by ``secret_name/secret_key``: ``env:NAME`` or ``file:PATH``. References with a
@@ -55,12 +91,10 @@ class Credentials:
                 f"pool {pool.name}: the source of its credential names neither a variable nor a "
                 "file; use env:NAME or file:PATH"
             )
-        if not value.isascii() or not value.isprintable():
-            raise CredentialError(
-                f"pool {pool.name}: the API key of {source} has characters that no HTTP header "
-                "can carry; it must be printable ASCII on one line"
-            )
-        return value
+        return header_value(value, pool=pool.name, what=f"the API key of {source}")
+
+    def token(self, pool: PoolEntry) -> None:
+        """None: what runs on this machine is reached by this machine alone."""
 
     def _source(self, pool: str, reference: CredentialReference) -> str:
         if reference.path:

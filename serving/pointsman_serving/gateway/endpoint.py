@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 class Endpoint:
     """One replica's address, the fixed parts of its requests, and who waits for replies."""
 
-    __slots__ = ("_host_line", "_paths", "address", "busy", "heard")
+    __slots__ = ("_host_line", "_paths", "address", "busy", "heard", "token_line")
 
-    def __init__(self, address: ReplicaAddress) -> None:
+    def __init__(self, address: ReplicaAddress, *, token_line: bytes = b"") -> None:
         self.address = address
+        self.token_line = token_line
+        """The header line with the token that this replica asks for; empty: it asks for none."""
         self.busy: set[UpstreamConnection] = set()
         """The connections on which a reply is awaited."""
         self.heard = False

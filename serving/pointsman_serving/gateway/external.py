@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from pointsman_api.route_table import BackendType, CredentialReference, PoolEntry
-from pointsman_serving.gateway.credentials import CredentialError, Credentials
+from pointsman_serving.gateway.credentials import CredentialError, PoolSecrets
 from pointsman_serving.routing.types import ReplicaAddress, ReplicaKey
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ class _Usable:
 class ExternalPools:
     """The external pools of the table that is in force."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: PoolSecrets) -> None:
         self._credentials = credentials
         self._usable: dict[str, _Usable] = {}
         self._lines: dict[ReplicaAddress, bytes] = {}

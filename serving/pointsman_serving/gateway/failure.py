@@ -141,4 +141,9 @@ class Judge:
             refused = openai.key_refused(self._pool, status)
             log.error("a provider refused the gateway's key", pool=self._pool, status=status)
             return Failure(label=f"status_{status}", reason=refused.message, error=refused)
+        if status == 401:
+            # The client's own credentials never get there.
+            refused = openai.token_refused(self._pool)
+            log.error("a replica refused the gateway's token", pool=self._pool)
+            return Failure(label="status_401", reason=refused.message, error=refused)
         return None

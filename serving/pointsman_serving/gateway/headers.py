@@ -53,6 +53,7 @@ _NOT_TO_REPLICAS = HOP_BY_HOP | {
     b"x-pointsman-replica",
     b"x-pointsman-revision",
     b"x-pointsman-progress",
+    b"x-pointsman-token",
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
 }

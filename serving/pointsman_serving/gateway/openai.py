@@ -143,6 +143,19 @@ def key_refused(pool: str, status: int) -> ApiError:
     )
 
 
+def token_refused(pool: str) -> ApiError:
+    """502: a replica wants a token that the gateway does not have; the client cannot have it."""
+    return ApiError(
+        status=502,
+        message=(
+            f"A replica of the pool {pool} refused the gateway's own requests (401). This request "
+            "is not at fault; the gateway's operator must mend the pool's token."
+        ),
+        type="server_error",
+        code="replica_token_refused",
+    )
+
+
 def upstream_refusal(status: int, message: str, *, kind: str, code: str | None) -> ApiError:
     """A replica's own refusal of the request, which it wrote as the first event of a stream."""
     return ApiError(status=status, message=message, type=kind, code=code or "invalid_request")

@@ -11,7 +11,7 @@ from pointsman_api.route_table import BackendType, CacheIsolation, Route, RouteT
 from pointsman_serving.gateway import openai
 from pointsman_serving.gateway.body import RequestBody
 from pointsman_serving.gateway.budget import RuleBudgets
-from pointsman_serving.gateway.credentials import Credentials
+from pointsman_serving.gateway.credentials import PoolSecrets
 from pointsman_serving.gateway.dispatcher import Dispatcher, Routed
 from pointsman_serving.gateway.endpoint import Endpoint
 from pointsman_serving.gateway.external import ExternalPools
@@ -24,6 +24,7 @@ from pointsman_serving.gateway.news import News
 from pointsman_serving.gateway.openai import ApiError
 from pointsman_serving.gateway.phase import Phase
 from pointsman_serving.gateway.readings import Readings
+from pointsman_serving.gateway.replica_tokens import ReplicaTokens
 from pointsman_serving.gateway.settings import GatewaySettings
 from pointsman_serving.gateway.upstream import Upstreams
 from pointsman_serving.routing.place import RuleKey
@@ -60,6 +61,7 @@ class DataPlane:
     """The shared state of one gateway; lives on one event loop.
 
     Args:
+        table: None: nobody has told it yet.
         clock: seconds; monotonic.
         new_id: makes a request id where the client sent none.
     """
@@ -68,9 +70,9 @@ class DataPlane:
         self,
         *,
         settings: GatewaySettings,
-        table: RouteTable,
+        table: RouteTable | None,
         scheduler: Scheduler,
-        credentials: Credentials,
+        credentials: PoolSecrets,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         new_id: Callable[[], str],
@@ -112,11 +114,14 @@ class DataPlane:
         self._budgets: dict[RuleKey, RuleBudgets] = {}
         self._revisions: dict[str, dict[ReplicaKey, str]] = {}
         self._external = ExternalPools(credentials)
+        self._tokens = ReplicaTokens(credentials)
         self._sweeper: asyncio.TimerHandle | None = None
         self._credentials_due = 0.0
         metrics.readings = self.readings
         self.table = RouteTable()
-        self.set_table(table)
+        self.set_table(RouteTable() if table is None else table)
+        self.told_table = table is not None
+        """Whether anybody has told what to route."""
 
     # What changes from outside.
 
@@ -127,6 +132,7 @@ class DataPlane:
             ValueError: a header expression is not valid; the old table stays.
         """
         self.scheduler.set_table(table)
+        self.told_table = True
         before, self.table = self.table, table
         self.config_hash = table.digest()
         self._isolation = {name: isolation_of(route.rules) for name, route in table.routes.items()}
@@ -175,10 +181,15 @@ class DataPlane:
         self.dispatcher.wake_soon()
 
     def refresh_credentials(self) -> None:
-        """Read the keys of external pools; those without a readable one have no replicas."""
+        """Read keys and tokens; external pools without a readable key have no replicas."""
         self._credentials_due = self.clock() + _CREDENTIALS_SECONDS
+        self.upstreams.set_token_lines(self._tokens.refresh(self.table.pools.values()))
         for pool, addresses in self._external.refresh(self.table.pools.values()).items():
             self._publish(pool, addresses)
+
+    def has_token(self, pool: str) -> bool:
+        """Whether there is a token to show to a pool's replicas."""
+        return self._tokens.has(pool)
 
     def is_external(self, pool: str) -> bool:
         """Whether somebody else's endpoints are behind a pool."""
@@ -294,7 +305,7 @@ class DataPlane:
         if external:
             lines = headers.to_external() + self._external.authorization(address)
         else:
-            lines = headers.to_replica()
+            lines = headers.to_replica() + endpoint.token_line
         after = None
         token_ids = False
         if continuation is not None:
@@ -347,7 +358,7 @@ class DataPlane:
     @property
     def ready(self) -> bool:
         """Whether requests are served, or held for a replica to come."""
-        heard = bool(self.table.routes) and self.heard
+        heard = self.told_table and self.heard
         return (heard or bool(self.serving_routes())) and not self.ending
 
     def readings(self) -> Readings:

@@ -16,8 +16,9 @@ import structlog
 import uvicorn
 
 from pointsman_api.route_table import RouteTable
+from pointsman_serving.gateway.admin import serving_admin
 from pointsman_serving.gateway.app import create_app
-from pointsman_serving.gateway.credentials import Credentials
+from pointsman_serving.gateway.credentials import Credentials, PoolSecrets
 from pointsman_serving.gateway.descriptors import raise_limit
 from pointsman_serving.gateway.discovery import ReplicaSource
 from pointsman_serving.gateway.hot import hot_protocol
@@ -112,8 +113,9 @@ class Gateway:
 
     Args:
         settings: where to listen, and limits.
-        table: what to route; replace it at any time with ``set_table``.
-        credentials: the API keys of external pools.
+        table: what to route; replace it at any time with ``set_table``. None: somebody will tell,
+            and until then the gateway is not ready.
+        credentials: what requests to pools have to show.
         seed: of every random choice of the scheduler.
     """
 
@@ -121,18 +123,19 @@ class Gateway:
         self,
         *,
         settings: GatewaySettings,
-        table: RouteTable,
-        credentials: Credentials | None = None,
+        table: RouteTable | None,
+        credentials: PoolSecrets | None = None,
         seed: int = 0,
     ) -> None:
         self.settings = settings
-        self.scheduler = Scheduler(table, seed=seed, asks_health=True)
+        self.scheduler = Scheduler(table or RouteTable(), seed=seed, asks_health=True)
         self.metrics = Metrics(version=installed_version(), max_values=settings.max_label_values)
         self._table = table
-        self._credentials = credentials or Credentials()
+        self._credentials: PoolSecrets = credentials or Credentials()
         self._plane: DataPlane | None = None
         self._server: _Server | None = None
         self._socket: socket.socket | None = None
+        self._admin_socket: socket.socket | None = None
 
     @property
     def plane(self) -> DataPlane:
@@ -162,6 +165,17 @@ class Gateway:
         return int(self._socket.getsockname()[1])
 
     @property
+    def admin_port(self) -> int:
+        """The admin port that it listens on.
+
+        Raises:
+            RuntimeError: the gateway is not running, or has no admin port.
+        """
+        if self._admin_socket is None:
+            raise RuntimeError("the gateway has no admin port, or is not running")
+        return int(self._admin_socket.getsockname()[1])
+
+    @property
     def url(self) -> str:
         """The endpoint's address, without ``/v1``."""
         host = self.settings.host
@@ -186,18 +200,34 @@ class Gateway:
             ListenError: the address is taken, or not ours.
         """
         raise_limit()
-        with listen(self.settings.host, self.settings.port) as listener:
-            self._socket = listener
-            plane = self._start_plane()
-            server = self._server = self._make_server(plane, signals=signals)
-            vigil = self._vigil(plane)
-            tasks = [_supervised(vigil.run, "the vigil over replicas")]
-            tasks += [
-                _supervised(_following(each, plane), "a source of replicas") for each in sources
-            ]
+        host, admin_port = self.settings.host, self.settings.admin_port
+        with contextlib.ExitStack() as listeners:
+            listener = self._socket = listeners.enter_context(listen(host, self.settings.port))
+            if admin_port is not None:
+                self._admin_socket = listeners.enter_context(listen(host, admin_port))
+            try:
+                await self._serve(listener, sources, signals=signals)
+            finally:
+                self._plane = self._server = self._socket = self._admin_socket = None
+
+    async def _serve(
+        self, listener: socket.socket, sources: Iterable[ReplicaSource], *, signals: bool
+    ) -> None:
+        plane = self._start_plane()
+        server = self._server = self._make_server(plane, signals=signals)
+        vigil = self._vigil(plane)
+        tasks = [_supervised(vigil.run, "the vigil over replicas")]
+        tasks += [_supervised(_following(each, plane), "a source of replicas") for each in sources]
+        # The admin port answers until the last reply has ended: a drain is watched there.
+        async with serving_admin(plane, self._admin_socket):
             running = [asyncio.ensure_future(task) for task in tasks]
             try:
-                log.info("gateway listens", url=self.url, config=plane.config_hash)
+                log.info(
+                    "gateway listens",
+                    url=self.url,
+                    admin_port=None if self._admin_socket is None else self.admin_port,
+                    config=plane.config_hash,
+                )
                 await server.serve(sockets=[listener])
             finally:
                 for task in running:
@@ -205,7 +235,6 @@ class Gateway:
                 await asyncio.gather(*running, return_exceptions=True)
                 plane.stop()
                 await server.flush(_FLUSH_SECONDS)
-                self._plane = self._server = self._socket = None
 
     @contextlib.asynccontextmanager
     async def running(self, sources: Sequence[ReplicaSource] = ()) -> AsyncIterator[Gateway]:

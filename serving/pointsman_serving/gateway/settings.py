@@ -22,6 +22,10 @@ class GatewaySettings:
     port: int = 8080
     """TCP port; 0 lets the system choose one (see ``Gateway.port``)."""
 
+    admin_port: int | None = None
+    """A second port, for operators, probes and Prometheus; 0 lets the system choose one (see
+    ``Gateway.admin_port``). With it /status and /metrics are there, and not on ``port``."""
+
     max_body_bytes: int = 16 * 1024 * 1024
     """Longest request body; longer ones get 413. Bodies are held in memory until they end."""
 
@@ -91,6 +95,10 @@ class GatewaySettings:
         """Refuse what cannot work."""
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; it must be between 0 and 65535")
+        if self.admin_port is not None and not 0 <= self.admin_port <= 65535:
+            raise ValueError(f"admin_port is {self.admin_port}; it must be between 0 and 65535")
+        if self.port != 0 and self.admin_port == self.port:
+            raise ValueError(f"admin_port is {self.admin_port}, and so is port; they must differ")
         for name in (
             "max_body_bytes",
             "max_held_body_bytes",

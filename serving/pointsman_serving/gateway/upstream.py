@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import structlog
 
@@ -40,6 +40,7 @@ class Upstreams:
         self._tls: ssl.SSLContext | None = None
         self.announced: Callable[[ReplicaAddress, bytes], None] = _unheard
         """Told by a reply where its replica publishes its KV cache events."""
+        self._token_lines: Mapping[str, bytes] = {}
 
     @property
     def open_connections(self) -> int:
@@ -50,9 +51,16 @@ class Upstreams:
         """The endpoint of an address; the same one each time."""
         endpoint = self._endpoints.get(address)
         if endpoint is None:
-            endpoint = self._endpoints[address] = Endpoint(address)
+            token_line = self._token_lines.get(address.key.pool, b"")
+            endpoint = self._endpoints[address] = Endpoint(address, token_line=token_line)
             self._idle[endpoint] = []
         return endpoint
+
+    def set_token_lines(self, lines: Mapping[str, bytes]) -> None:
+        """The header lines with the replicas' tokens, by pool, for requests from now on."""
+        self._token_lines = lines
+        for address, endpoint in self._endpoints.items():
+            endpoint.token_line = lines.get(address.key.pool, b"")
 
     def connect(
         self, endpoint: Endpoint, exchange: Exchange, *, timeout_seconds: float, fresh: bool

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ray.serve")
 
-from pointsman_serving.engines.replica import ReplicaApp, rebased
+from pointsman_serving.engines.replica import Replica, ReplicaApp
+from pointsman_serving.engines.route_prefix import rebased
 
 OPTIONS = ReplicaOptions(
     pool="pool",
@@ -226,3 +227,35 @@ def test_simulated_takes_the_pools_fields_when_started() -> None:
         "--max-model-len=2048",
         "--max-num-seqs=8",
     ] == simulated_arguments(OPTIONS)
+
+
+async def test_engine_is_behind_the_token_when_the_environment_has_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("POINTSMAN_REPLICA_TOKEN", "s3cret")
+    monkeypatch.setenv("POINTSMAN_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv(LOAD_LOCK_VARIABLE, "")
+    options = ReplicaOptions(
+        pool="pool", engine=EngineType.SIMULATED, served_model_name="name", revision="r"
+    )
+    app = await Replica(options.to_args()).__serve_build_asgi_app__()
+    token = [(b"x-pointsman-token", b"s3cret")]
+    statuses = []
+    for path, headers in (("/models", []), ("/models", token), ("/nothing", token)):
+        scope = http_scope(f"/pool/v1{path}", root_path="/pool", headers=headers) | {
+            "method": "GET",
+            "query_string": b"",
+        }
+        statuses.append((await call(app, scope))[0]["status"])
+    health = http_scope("/pool/health", root_path="/pool") | {"method": "GET", "query_string": b""}
+    assert ([401, 200, 404], 200) == (statuses, (await call(app, health))[0]["status"])
+
+
+async def test_replica_fails_before_it_loads_anything_when_its_token_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POINTSMAN_REPLICA_TOKEN", "")
+    replica = Replica(OPTIONS.to_args())
+    with pytest.raises(ValueError, match="POINTSMAN_REPLICA_TOKEN is set and empty"):
+        await replica.__serve_build_asgi_app__()
+    assert replica.engine is None

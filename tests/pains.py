@@ -153,7 +153,7 @@ def register_markers(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{marker(number)}: {pain.text} ({pain.source})")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Findings:
     """A pytest plugin: which tests bear which marker, and what came of them."""
 

@@ -10,8 +10,10 @@ UV := $(TOOLS)/bin/uv
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+API_PROGRAMS := etcd kube-apiserver kube-controller-manager kubectl helm
 PYTEST_ARGS ?=
 PAINS_ARGS ?=
+E2E_ARGS ?=
 CHAOS_ARGS ?=
 SOAK_ARGS ?=
 
@@ -49,12 +51,25 @@ demo: ## Start the quickstart and ask it three things; DEMO_ONCE=1 stops by itse
 	  examples/quickstart $(if $(DEMO_ONCE),--once,--no-once)
 
 .PHONY: test
-test: install ## Run every test, the real Ray Serve and vLLM included
+test: install ## Run every test but `make e2e`, the real Ray Serve and vLLM included
+	@$(BIN)/python -m tests.cluster.binaries $(API_PROGRAMS) > /dev/null
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: test-fast
 test-fast: install ## Run the tests that need no Ray and no model
+	@$(BIN)/python -m tests.cluster.binaries $(API_PROGRAMS) > /dev/null
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: e2e
+e2e: install ## Pods that really run: Kubernetes, KubeRay, the chart, real vLLM (root on Linux, 20 minutes)
+	@$(BIN)/python -m tests.cluster.binaries
+	@$(BIN)/pointsman model import smollm2
+	@$(BIN)/pointsman model upcycle smollm2 smollm2-moe
+	@$(BIN)/python -m pytest -x --timeout=900 tests/e2e_cluster $(E2E_ARGS)
+
+.PHONY: scale
+scale: install ## 500 ModelPools and 50 RoutePolicies on a real API server: seconds, memory, calls
+	@$(BIN)/python -m tests.api.scale
 
 .PHONY: chaos
 chaos: install ## Break replicas and a gateway under 240 streams for two minutes: none may show it
@@ -80,6 +95,7 @@ check: install ## Linters, types, layers, drift of CRDs and locks
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pointsman_api.generate --check
+	@$(BIN)/python charts/tools/generate.py --check
 	@scripts/lock --check
 
 .PHONY: benchmark
@@ -94,8 +110,9 @@ format: install ## Format the code and mend what ruff can
 	@$(BIN)/ruff format .
 
 .PHONY: generate
-generate: install ## Write crds/*.yaml from the Python types
+generate: install ## Write crds/*.yaml from the Python types, and the chart's copies and schema
 	@$(BIN)/python -m pointsman_api.generate
+	@$(BIN)/python charts/tools/generate.py
 
 .PHONY: lock
 lock: $(UV) ## Write requirements/*.txt from pyproject.toml

@@ -1,0 +1,1 @@
+"""The operator: ModelPools and RoutePolicies become RayServices, endpoints and route tables."""

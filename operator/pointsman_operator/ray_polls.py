@@ -1,0 +1,177 @@
+"""Asks the Ray heads of each pool which replicas serve."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from pointsman_kube.kinds import Object
+from pointsman_kube.mirror import Mirror
+from pointsman_operator.clusters import CLUSTER_LABEL, NODE_TYPE_LABEL
+from pointsman_operator.mirrors import BY_POOL
+from pointsman_operator.objects import is_going, metadata_of, name_of
+from pointsman_operator.observed import ServeReading, read_serve
+from pointsman_operator.ray_api import RayApi, RayError
+from pointsman_operator.work_queue import WorkQueue
+
+log = structlog.get_logger(__name__)
+
+Key = tuple[str, str]
+
+MOVING_SECONDS = 1.0
+"""Between two questions while something moves."""
+STILL_SECONDS = 5.0
+"""Between two questions while nothing does."""
+
+
+class RayPolls:
+    """The last good readings of each pool's RayClusters.
+
+    Args:
+        clusters: the RayClusters, indexed by pool.
+        pods: the pods of pools, indexed by pool.
+        token: gives the token of a pool's clusters, or None while there is none.
+        wrong_token: told the pool whose token was refused.
+        changed: told the pool of which a reading says something new.
+        url_template: with ``{host}``, ``{namespace}`` and ``{cluster}``.
+        workers: heads that are asked at once.
+        now: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        api: RayApi,
+        *,
+        clusters: Callable[[], Mirror],
+        pods: Callable[[], Mirror],
+        token: Callable[[Key], str | None],
+        wrong_token: Callable[[Key], None],
+        changed: Callable[[Key], None],
+        url_template: str,
+        polled: Callable[[bool], None] = lambda ok: None,
+        workers: int = 16,
+        now: Callable[[], float] = time.time,
+        source: random.Random | None = None,
+    ) -> None:
+        self._api = api
+        self._clusters = clusters
+        self._pods = pods
+        self._token = token
+        self._wrong_token = wrong_token
+        self._changed = changed
+        self._url_template = url_template
+        self._polled = polled
+        self._now = now
+        self._source = source or random.Random()
+        self._readings: dict[Key, dict[str, ServeReading]] = {}
+        self._moving: set[Key] = set()
+        self._away: set[tuple[Key, str]] = set()
+        self.queue = WorkQueue("ray", self._poll, workers=workers, timeout_seconds=30.0)
+
+    def readings(self, key: Key) -> dict[str, ServeReading]:
+        """The last good reading of each living RayCluster of a pool, by its name."""
+        return dict(self._readings.get(key, {}))
+
+    async def read_first(self, pool: Key) -> None:
+        """Ask once, now, unless there are readings of this pool's clusters already.
+
+        What was known before a restart is lost, and without it every replica would look gone.
+        """
+        if pool not in self._readings:
+            self._readings[pool] = {}
+            for name, cluster in sorted(self._living(pool).items()):
+                reading = await self._read(pool, name, cluster)
+                if reading is not None:
+                    self._readings[pool][name] = reading
+
+    def follow(self, key: Key, *, moving: bool) -> None:
+        """Ask the heads of this pool, often if something moves. Costs nothing if they are."""
+        if moving and key not in self._moving:
+            self._moving.add(key)
+            self.queue.add(key)
+        elif not moving:
+            self._moving.discard(key)
+            self.queue.add_later(key, self._jittered(STILL_SECONDS))
+
+    def forget(self, key: Key) -> None:
+        """The pool is gone, or has no RayService any more."""
+        self._readings.pop(key, None)
+        self._moving.discard(key)
+        self._away = {item for item in self._away if item[0] != key}
+        self.queue.forget(key)
+
+    async def _poll(self, pool: Key) -> float | None:
+        clusters = self._living(pool)
+        if not clusters:
+            self.forget(pool)
+            return None
+        held = self._readings.setdefault(pool, {})
+        news = False
+        for name in [name for name in held if name not in clusters]:
+            del held[name]
+            news = True
+        for name, cluster in sorted(clusters.items()):
+            reading = await self._read(pool, name, cluster)
+            if reading is None:
+                continue
+            news = news or not _says_the_same(held.get(name), reading)
+            held[name] = reading
+        if news:
+            self._changed(pool)
+        return self._jittered(MOVING_SECONDS if pool in self._moving else STILL_SECONDS)
+
+    async def _read(self, pool: Key, name: str, cluster: Object) -> ServeReading | None:
+        token, url = self._token(pool), self._url(pool, name, cluster)
+        if token is None or not url or is_going(cluster):
+            return None
+        asked = self._now()
+        try:
+            document = await self._api.fetch_applications(url, token)
+            reading = read_serve(document, cluster=name, application=pool[1], read_at=asked)
+        except (RayError, ValueError) as error:
+            self._polled(False)
+            if isinstance(error, RayError) and error.unauthorized:
+                self._wrong_token(pool)
+            if (pool, name) not in self._away:
+                self._away.add((pool, name))
+                log.info(
+                    "Ray's head does not answer; its last list stays",
+                    pool="/".join(pool),
+                    cluster=name,
+                    cause=str(error),
+                )
+            return None
+        self._polled(True)
+        self._away.discard((pool, name))
+        return reading
+
+    def _living(self, pool: Key) -> dict[str, Object]:
+        return {name_of(item): item for item in self._clusters().find(BY_POOL, pool)}
+
+    def _url(self, pool: Key, name: str, cluster: Object) -> str:
+        """Where the head answers; empty while it has no address."""
+        host = str((((cluster.get("status") or {}).get("head")) or {}).get("podIP") or "")
+        if not host:
+            host = self._head_address(pool, name)
+        if not host and "{host}" in self._url_template:
+            return ""
+        host = f"[{host}]" if ":" in host else host
+        return self._url_template.format(host=host, namespace=pool[0], cluster=name)
+
+    def _head_address(self, pool: Key, cluster: str) -> str:
+        for pod in self._pods().find(BY_POOL, pool):
+            labels = metadata_of(pod).get("labels") or {}
+            if labels.get(CLUSTER_LABEL) == cluster and labels.get(NODE_TYPE_LABEL) == "head":
+                return str((pod.get("status") or {}).get("podIP") or "")
+        return ""
+
+    def _jittered(self, seconds: float) -> float:
+        return seconds * (0.9 + 0.2 * self._source.random())
+
+
+def _says_the_same(before: ServeReading | None, after: ServeReading) -> bool:
+    return before is not None and replace(before, read_at=0.0) == replace(after, read_at=0.0)

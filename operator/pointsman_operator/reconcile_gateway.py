@@ -1,0 +1,247 @@
+"""One round for one gateway: its route table and its keys; and for one policy: its status."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import structlog
+
+from pointsman_api.compile import RouteProblem
+from pointsman_api.conditions import ModelPoolCondition, Reason, RoutePolicyCondition
+from pointsman_api.labels import GATEWAY_LABEL, access_secret_name, credentials_name
+from pointsman_api.modelpool import ModelPool
+from pointsman_api.route_config import RouteConfigError, read_route_config
+from pointsman_api.routepolicy import RoutePolicy
+from pointsman_kube.client import Kube
+from pointsman_kube.errors import NotFound
+from pointsman_kube.kinds import Object
+from pointsman_operator.apply import Applier
+from pointsman_operator.conditions import Said, condition_documents, condition_of
+from pointsman_operator.events import EventWriter
+from pointsman_operator.gateway_plan import (
+    REMEMBERED_TABLES,
+    GatewayPlan,
+    PolicyMemory,
+    plan_gateway,
+    policy_parts,
+)
+from pointsman_operator.gateway_reports import GatewayReports
+from pointsman_operator.mirrors import Mirrors
+from pointsman_operator.objects import canonical, is_going, metadata_of
+from pointsman_operator.policy_status import policy_events, policy_status
+from pointsman_operator.secret_reader import SecretReader
+from pointsman_operator.settings import OperatorSettings
+from pointsman_operator.store import Key, Store
+
+log = structlog.get_logger(__name__)
+
+
+class GatewayReconciler:
+    """Reconciles gateways by name, and the statuses of policies by key.
+
+    Args:
+        planned: told the gateway whose plan is new, and the pools whose problems changed.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        *,
+        store: Store,
+        mirrors: Mirrors,
+        secrets: SecretReader,
+        applier: Applier,
+        reports: GatewayReports,
+        events: EventWriter,
+        settings: OperatorSettings,
+        planned: Callable[[str, Iterable[str]], None],
+        resync_seconds: float,
+        now: Callable[[], float],
+        source: random.Random | None = None,
+    ) -> None:
+        self._kube = kube
+        self._store = store
+        self._mirrors = mirrors
+        self._secrets = secrets
+        self._applier = applier
+        self._reports = reports
+        self._events = events
+        self._settings = settings
+        self._planned = planned
+        self._resync_seconds = resync_seconds
+        self._now = now
+        self._source = source or random.Random()
+        self._plans: dict[str, GatewayPlan] = {}
+        self._problems: dict[str, dict[str, tuple[RouteProblem, ...]]] = {}
+
+    def route_problems(self, pool: ModelPool) -> tuple[RouteProblem, ...]:
+        """What compiling the route tables found wrong with a pool, each problem once."""
+        found = [
+            problem
+            for problems in self._problems.values()
+            for problem in problems.get(pool.key, ())
+        ]
+        return tuple(dict.fromkeys(found))
+
+    async def reconcile(self, gateway: str) -> float | None:
+        """Write the gateway's table and keys; returns when to look again."""
+        pools, policies = self._store.pools.all(), self._store.policies.all()
+        namespace, name = self._settings.namespace, credentials_name(gateway)
+        credentials = await self._secrets.read(namespace, name)
+        before = self._plans.get(gateway)
+        plan = plan_gateway(
+            gateway,
+            pools,
+            policies,
+            namespace=namespace,
+            namespace_labels=self._namespace_labels(),
+            secrets=await self._secret_data(pools),
+            config_maps=self._config_maps(gateway),
+            credentials=credentials,
+            memory=self._recalled(gateway, policies) if before is None else before.memory,
+        )
+        await self._applier.apply(plan.apply)
+        await self._applier.delete(plan.delete)
+        self._plans[gateway] = plan
+        self._planned(gateway, self._note_problems(gateway, plan))
+        external = any(pool.spec.backend.external is not None for pool in pools)
+        seconds = self._secrets.ttl_seconds if external else self._resync_seconds
+        # Not before what was read has run out.
+        return seconds * (1.0 + 0.2 * self._source.random())
+
+    async def reconcile_policy(self, key: Key) -> float | None:
+        """Write the status of a policy; returns when to look again."""
+        raw = self._store.policies.raw(key)
+        if raw is None or is_going(raw):
+            return None
+        policy = self._store.policies.get(key)
+        if policy is None:
+            problem = self._store.policies.problem(key)
+            await self._write_status(raw, _unreadable(raw, problem, self._now()))
+            return None
+        gateway = policy.spec.gateway_ref.name
+        plan = self._plans.get(gateway)
+        if plan is None and gateway in self._settings.gateways:
+            # The gateway's first plan asks for this round again.
+            return None
+        status = policy_status(
+            policy,
+            plan,
+            next((view for view in self._reports.views() if view.name == gateway), None),
+            known_gateways=self._settings.gateways,
+            pool_ready=self._pool_ready(policy),
+            now=self._now(),
+            stale_seconds=self._settings.gateway_stale_seconds,
+            before=raw.get("status"),
+        )
+        await self._write_status(raw, status)
+        return self._resync_seconds * (0.8 + 0.4 * self._source.random())
+
+    def _recalled(self, gateway: str, policies: Iterable[RoutePolicy]) -> PolicyMemory:
+        """What an operator before this one remembered, from what it has written."""
+        try:
+            table = read_route_config(self._config_maps(gateway))
+        except RouteConfigError:
+            return PolicyMemory()
+        parts = policy_parts(table)
+        # A status names the first table that had its policy as it was in the last one.
+        told: dict[str, dict[str, str]] = {}
+        for policy in policies:
+            states = policy.status.gateways if policy.status is not None else ()
+            for state in states:
+                if state.name == gateway and state.config_hash and policy.key in parts:
+                    told.setdefault(state.config_hash, {})[policy.key] = parts[policy.key]
+        last = table.digest()
+        told.pop(last, None)
+        return PolicyMemory(tables=(*sorted(told.items()), (last, parts))[-REMEMBERED_TABLES:])
+
+    def _config_maps(self, gateway: str) -> list[Object]:
+        return [
+            item
+            for item in self._mirrors.config_maps
+            if (metadata_of(item).get("labels") or {}).get(GATEWAY_LABEL) == gateway
+        ]
+
+    async def _secret_data(
+        self, pools: Iterable[ModelPool]
+    ) -> dict[tuple[str, str], Mapping[str, str] | None]:
+        data: dict[tuple[str, str], Mapping[str, str] | None] = {}
+        for pool in pools:
+            namespace = pool.metadata.namespace
+            if pool.spec.backend.ray_serve is not None:
+                # Read by the pool's own rounds, which tell when it is there.
+                name = access_secret_name(pool.metadata.name)
+                if (held := self._secrets.held(namespace, name)) is not None:
+                    data[namespace, name] = held.get("data") or {}
+            external = pool.spec.backend.external
+            if external is not None and external.credential_secret_ref is not None:
+                name = external.credential_secret_ref.name
+                secret = await self._secrets.read(namespace, name)
+                data[namespace, name] = None if secret is None else secret.get("data") or {}
+        return data
+
+    def _namespace_labels(self) -> dict[str, dict[str, str]]:
+        return {
+            str(metadata_of(item)["name"]): dict(metadata_of(item).get("labels") or {})
+            for item in self._mirrors.namespaces
+        }
+
+    def _note_problems(self, gateway: str, plan: GatewayPlan) -> list[str]:
+        """Keep the problems of pools; returns the keys of pools whose problems changed."""
+        found: dict[str, tuple[RouteProblem, ...]] = {}
+        for problem in plan.compiled.problems:
+            if problem.kind == "ModelPool":
+                found[problem.key] = (*found.get(problem.key, ()), problem)
+        old = self._problems.get(gateway, {})
+        self._problems[gateway] = found
+        return [key for key in {*old, *found} if old.get(key) != found.get(key)]
+
+    def _pool_ready(self, policy: RoutePolicy) -> dict[str, bool]:
+        """The condition Ready of the pools that a policy names, by the pools' keys."""
+        ready: dict[str, bool] = {}
+        for pool in pools_named(policy):
+            found = self._store.pools.get(pool)
+            if found is not None:
+                status = (self._store.pools.raw(pool) or {}).get("status")
+                condition = condition_of(status, ModelPoolCondition.READY)
+                ready[found.key] = condition.get("status") == "True"
+        return ready
+
+    async def _write_status(self, raw: Object, status: Mapping[str, Any]) -> None:
+        before = raw.get("status")
+        if before is not None and canonical(before) == canonical(status):
+            return
+        try:
+            written = await self._kube.apply_status({**raw, "status": status})
+        except NotFound:
+            return
+        self._store.policies.take(written)
+        await self._events.write(
+            raw, policy_events(before, status), first=before is None, now=self._now()
+        )
+
+
+def pools_named(policy: RoutePolicy) -> set[Key]:
+    """The pools that a policy's targets name."""
+    return {
+        (target.pool_ref.namespace or policy.metadata.namespace, target.pool_ref.name)
+        for rule in policy.spec.rules
+        for target in rule.targets
+    }
+
+
+def _unreadable(raw: Object, problem: str, now: float) -> dict[str, Any]:
+    generation = int(raw["metadata"].get("generation") or 0)
+    message = (
+        f"this operator cannot read the policy: {problem}; correct it, or update the operator; "
+        "it is left out of the route table"
+    )
+    said = [
+        Said(type=kind, status=False, reason=Reason.INVALID, message=message)
+        for kind in (RoutePolicyCondition.ACCEPTED, RoutePolicyCondition.READY)
+    ]
+    old = (raw.get("status") or {}).get("conditions") or ()
+    documents = condition_documents(said, old, generation=generation, now=now)
+    return {"observedGeneration": generation, "conditions": documents}

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from aiohttp import web
+
+from pointsman_operator.ray_api import RayApi
+from pointsman_operator.ray_polls import RayPolls
+
+KEY = ("default", "chat")
+
+
+class Clusters:
+    """Stands for a mirror: what is found under the pool."""
+
+    def __init__(self, *items: dict[str, Any]) -> None:
+        self.items = list(items)
+
+    def find(self, index: str, value: object) -> list[dict[str, Any]]:
+        return self.items if value == KEY else []
+
+
+def cluster(name: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "namespace": "default"},
+        "status": {"head": {"podIP": "127.0.0.1"}},
+    }
+
+
+class Head:
+    """A Ray head that says what it is told to."""
+
+    def __init__(self) -> None:
+        self.applications: dict[str, Any] = {}
+        self.token = "right"
+        self.asked = 0
+        self.down = False
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        if self.down:
+            return web.Response(status=500)
+        if request.headers.get("authorization") != f"Bearer {self.token}":
+            return web.Response(status=401)
+        return web.json_response({"applications": self.applications, "target_groups": []})
+
+
+@contextlib.asynccontextmanager
+async def polling(
+    head: Head, clusters: Clusters, *, token: str = "right"
+) -> AsyncIterator[tuple[RayPolls, list[str]]]:
+    app = web.Application()
+    app.router.add_get("/api/serve/applications/", head.answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    told: list[str] = []
+    api = RayApi(timeout_seconds=1.0)
+    polls = RayPolls(
+        api,
+        clusters=lambda: clusters,  # type: ignore[arg-type, return-value]
+        pods=lambda: clusters,  # type: ignore[arg-type, return-value]
+        token=lambda key: token,
+        wrong_token=lambda key: told.append("wrong token"),
+        changed=lambda key: told.append("changed"),
+        url_template=f"http://{{host}}:{runner.addresses[0][1]}",
+        source=random.Random(1),
+    )
+    task = asyncio.create_task(polls.queue.run())
+    try:
+        yield polls, told
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await api.close()
+        await runner.cleanup()
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_tells_a_reading_once_when_it_stays_the_same() -> None:
+    head = Head()
+    async with polling(head, Clusters(cluster("one"))) as (polls, told):
+        polls.follow(KEY, moving=True)
+        await until(lambda: head.asked >= 3)
+        assert ["changed"] == told
+        assert {"one"} == set(polls.readings(KEY))
+
+
+async def test_asks_each_second_when_something_moves_and_each_five_when_not() -> None:
+    head = Head()
+    async with polling(head, Clusters(cluster("one"))) as (polls, _):
+        polls.follow(KEY, moving=True)
+        await asyncio.sleep(2.6)
+        assert 3 == head.asked
+        polls.follow(KEY, moving=False)
+        await asyncio.sleep(2.5)
+        assert head.asked <= 4
+
+
+async def test_keeps_the_last_reading_when_the_head_is_away() -> None:
+    head = Head()
+    async with polling(head, Clusters(cluster("one"))) as (polls, told):
+        polls.follow(KEY, moving=True)
+        await until(lambda: polls.readings(KEY))
+        head.down = True
+        asked = head.asked
+        await until(lambda: head.asked > asked + 1)
+        assert {"one"} == set(polls.readings(KEY))
+        assert ["changed"] == told
+
+
+async def test_forgets_a_reading_when_its_cluster_is_gone() -> None:
+    head, clusters = Head(), Clusters(cluster("old"), cluster("new"))
+    async with polling(head, clusters) as (polls, told):
+        polls.follow(KEY, moving=True)
+        await until(lambda: len(polls.readings(KEY)) == 2)
+        clusters.items = [cluster("new")]
+        await until(lambda: set(polls.readings(KEY)) == {"new"})
+        assert ["changed", "changed"] == told
+        clusters.items = []
+        await until(lambda: not polls.readings(KEY))
+        asked = head.asked
+        await asyncio.sleep(1.3)
+        assert asked == head.asked
+
+
+async def test_says_so_when_the_token_is_refused() -> None:
+    head = Head()
+    async with polling(head, Clusters(cluster("one")), token="wrong") as (polls, told):
+        polls.follow(KEY, moving=True)
+        await until(lambda: told)
+        assert "wrong token" == told[0]
+        assert {} == polls.readings(KEY)

@@ -52,6 +52,12 @@ def model_pool_definition() -> Schema:
                 "description": "Replicas that would serve a request now.",
             },
             {
+                "name": "Updated",
+                "type": "integer",
+                "jsonPath": ".status.updatedReplicas",
+                "description": "Those of them that are of the revision that is wanted.",
+            },
+            {
                 "name": "Model",
                 "type": "string",
                 "jsonPath": ".spec.servedModelName",

@@ -52,11 +52,21 @@ def test_get_shows_the_truth_in_columns_when_short_names_are_used(
     api_server: Cluster, namespace: str, kubectl: Callable[..., str]
 ) -> None:
     apply(kubectl, pool_document("qwen", replicas=2), policy_document("route"))
-    set_status(api_server, namespace, "modelpools", "qwen", readyReplicas=2, conditions=[READY])
+    set_status(
+        api_server,
+        namespace,
+        "modelpools",
+        "qwen",
+        readyReplicas=2,
+        updatedReplicas=1,
+        conditions=[READY],
+    )
     table = kubectl("get", "mp,rp").split("\n\n")
     pools, policies = ([line.split() for line in part.splitlines() if line] for part in table)
-    assert ["NAME", "READY", "REPLICAS", "MODEL", "REASON", "AGE"] == pools[0]
-    assert ["modelpool.pointsman.dev/qwen", "True", "2", "qwen", "ReplicasReady"] == pools[1][:5]
+    assert ["NAME", "READY", "REPLICAS", "UPDATED", "MODEL", "REASON", "AGE"] == pools[0]
+    assert ["modelpool.pointsman.dev/qwen", "True", "2", "1", "qwen", "ReplicasReady"] == pools[1][
+        :6
+    ]
     assert ["NAME", "READY", "MODELS", "GATEWAY", "REASON", "AGE"] == policies[0]
     # Nobody has said anything of it yet: Ready and Reason stay empty.
     assert ["routepolicy.pointsman.dev/route", '["assistant"]', "default"] == policies[1][:3]

@@ -124,6 +124,7 @@ def test_names_columns_and_subresources_are_what_users_type() -> None:
     assert [column["name"] for column in version["additionalPrinterColumns"]] == [
         "Ready",
         "Replicas",
+        "Updated",
         "Model",
         "Reason",
         "Age",

@@ -21,6 +21,8 @@ from tests.e2e_cluster.fixtures import world as world
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.cluster.node.images import Recipe
+
 NAME_VARIABLE = "POINTSMAN_E2E_CLUSTER"
 """A cluster that `python -m tests.cluster.node up --keep --name NAME` left running; it stays."""
 
@@ -55,5 +57,5 @@ def node_cluster(request: pytest.FixtureRequest) -> Iterator[NodeCluster | Exist
         yield cluster
 
 
-def _images() -> list[recipes.Recipe]:
+def _images() -> list[Recipe]:
     return [recipes.engine_image(), recipes.redis_image()]

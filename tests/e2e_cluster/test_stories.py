@@ -237,8 +237,12 @@ def test_pool_follows_the_load_when_it_has_autoscaling(world: World, stories: St
         }
         world.cluster.kubectl("delete", "mp/other", "--wait=true")
         world.apply(pool_document("auto", autoscaling=autoscaling))
+        # The first replica shows that the model loads; without requests it goes.
         world.until(
-            lambda: condition(world.pool("auto"), "Ready")[1] == "ScaledToZero", "it is at zero", 60
+            lambda: condition(world.pool("auto"), "Ready")[1] == "ScaledToZero",
+            "it is at zero",
+            300,
+            lambda: world.shown("auto"),
         )
         started = time.monotonic()
         status, body, _ = world.ask("auto", timeout_seconds=240)

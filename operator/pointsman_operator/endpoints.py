@@ -22,6 +22,7 @@ from pointsman_operator.clusters import active_cluster, cluster_of, pending_clus
 from pointsman_operator.drift import needs_apply
 from pointsman_operator.objects import is_going, metadata_of, name_of, pool_labels, with_hash
 from pointsman_operator.observed import PoolObserved, ServeReading
+from pointsman_operator.ownership import Owner, owned
 from pointsman_serving.engines.serve_listing import ServeTarget
 
 _GOING_STATES = frozenset({"STOPPING"})
@@ -85,16 +86,18 @@ def plan_slices(
     existing: Iterable[Mapping[str, Any]],
     *,
     namespace: str,
+    owner: Owner | None = None,
 ) -> SlicePlan:
     """The EndpointSlices to write for a pool; an endpoint that stays keeps its slice.
 
     Args:
         existing: the pool's slices in ``namespace``.
         namespace: the gateways'.
+        owner: of the slices.
     """
     living = {name_of(item): item for item in existing if not is_going(item)}
     wanted = [
-        with_hash(item)
+        with_hash(owned(item, owner))
         for item in encode_slices(
             PoolEndpoints(
                 namespace=pool.metadata.namespace,

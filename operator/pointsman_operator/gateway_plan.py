@@ -28,6 +28,7 @@ from pointsman_kube.kinds import CONFIG_MAP, Object, Ref
 from pointsman_operator.drift import needs_apply
 from pointsman_operator.objects import digest, gateway_labels, is_going, name_of, with_hash
 from pointsman_operator.observed import Document
+from pointsman_operator.ownership import Owner, owned
 
 LONGEST_SECRET_KEY = 253
 REMEMBERED_TABLES = 64
@@ -76,6 +77,7 @@ def plan_gateway(
     config_maps: Iterable[Document],
     credentials: Document | None,
     memory: PolicyMemory,
+    owner: Owner | None = None,
 ) -> GatewayPlan:
     """The route table and the keys of one gateway.
 
@@ -89,6 +91,7 @@ def plan_gateway(
         secrets: those that the pools name, and their ``NAME-access``.
         config_maps: the gateway's route tables as they are.
         credentials: the gateway's Secret as it is.
+        owner: of all that is written.
     """
     compiled = compile_route_table(
         pools, policies, gateway=gateway, namespace_labels=namespace_labels
@@ -98,9 +101,9 @@ def plan_gateway(
     data, problems = _credentials(used, secrets, (credentials or {}).get("data") or {})
     config_hash = compiled.table.digest()
     wanted = [
-        with_hash(_secret(gateway, namespace, data)),
+        with_hash(owned(_secret(gateway, namespace, data), owner)),
         *(
-            with_hash(_labelled(item, gateway))
+            with_hash(owned(_labelled(item, gateway), owner))
             for item in route_config_maps(compiled.table, gateway=gateway, namespace=namespace)
         ),
     ]

@@ -22,6 +22,7 @@ import structlog
 from pointsman_kube.client import Kube
 from pointsman_kube.errors import Conflict, KubeError, NotFound
 from pointsman_kube.kinds import LEASE, Object, Ref
+from pointsman_operator.ownership import Owner, owned
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +61,7 @@ class Election:
         name: of the Lease.
         identity: unique to this process; a restarted one is another.
         clock: monotonic seconds.
+        owner: of a Lease that we make.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Election:
         times: LeaseTimes | None = None,
         clock: Callable[[], float] = time.monotonic,
         source: random.Random | None = None,
+        owner: Owner | None = None,
     ) -> None:
         self.identity = identity
         self.holder = ""
@@ -81,6 +84,7 @@ class Election:
         self._times = times or LeaseTimes()
         self._clock = clock
         self._source = source or random.Random()
+        self._owner = owner
         self._renewed: float | None = None
         self._seen: tuple[object, ...] = ()
         self._seen_at = clock()
@@ -164,14 +168,13 @@ class Election:
         try:
             lease = await self._kube.get(self._ref)
         except NotFound:
-            lease = await self._kube.create(
-                {
-                    "apiVersion": LEASE.api_version,
-                    "kind": LEASE.name,
-                    "metadata": {"name": self._ref.name, "namespace": self._ref.namespace},
-                    "spec": {},
-                }
-            )
+            made = {
+                "apiVersion": LEASE.api_version,
+                "kind": LEASE.name,
+                "metadata": {"name": self._ref.name, "namespace": self._ref.namespace},
+                "spec": {},
+            }
+            lease = await self._kube.create(owned(made, self._owner))
         spec = lease.get("spec") or {}
         self.holder = str(spec.get("holderIdentity") or "")
         seen = (self.holder, spec.get("renewTime"), spec.get("leaseTransitions"))

@@ -71,9 +71,9 @@ PERMISSIONS: tuple[Permission, ...] = (
     Permission(
         group="ray.io",
         resource="rayclusters",
-        verbs=_WATCH,
+        verbs=(*_WATCH, "patch"),
         scope=Scope.CLUSTER,
-        why="heads to ask for replicas",
+        why="heads to ask for replicas; KubeRay's finalizer goes when it would stay for good",
     ),
     Permission(
         group="apps",
@@ -146,6 +146,13 @@ PERMISSIONS: tuple[Permission, ...] = (
         verbs=("get", "create", "update"),
         scope=Scope.OWN_NAMESPACE,
         why="the election of the operator that acts",
+    ),
+    Permission(
+        group="apps",
+        resource="deployments",
+        verbs=("get",),
+        scope=Scope.OWN_NAMESPACE,
+        why="the operator's own, which owns what is written into its namespace",
     ),
 )
 """Everything that the operator's code asks of the API; a test compares it with what it asked."""

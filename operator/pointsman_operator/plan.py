@@ -101,16 +101,15 @@ def plan_pool(
     problems = list(_missing_secrets(pool, observed))
     if pool.spec.backend.ray_serve is None:
         return PoolPlan(problems=tuple(problems))
-    if not observed.kuberay_served:
-        problems.append(_KUBERAY_MISSING)
-        return PoolPlan(wanted_replicas=wanted_replicas, problems=tuple(problems))
     own = tuple(item for item in observed.revisions if _is_owned(item, pool))
-    create, apply = _access(pool, observed.access_secret, fresh, settings)
     revision, refused = _wanted_revision(pool, own, observed, settings)
     if refused is not None:
         problems.insert(0, refused)
-    if revision is None:
+    if not observed.kuberay_served:
+        problems.append(_KUBERAY_MISSING)
+    if revision is None or not observed.kuberay_served:
         return PoolPlan(wanted_replicas=wanted_replicas, problems=tuple(problems))
+    create, apply = _access(pool, observed, fresh, settings)
     stored = {name_of(item): item for item in own}
     document = encode_revision(pool, revision)
     delete: list[Ref] = []
@@ -245,23 +244,49 @@ def _ref(kind: Any, document: Mapping[str, Any]) -> Ref:
 
 
 def _access(
-    pool: ModelPool,
-    live: Mapping[str, Any] | None,
-    fresh: AccessTokens,
-    settings: OperatorSettings,
+    pool: ModelPool, observed: PoolObserved, fresh: AccessTokens, settings: OperatorSettings
 ) -> tuple[tuple[Object, ...], list[Object]]:
     """The Secret to create, or to apply with what it lacks. The tokens in it stay for good."""
     values = {AUTH_TOKEN_KEY: fresh.auth_token, REPLICA_TOKEN_KEY: fresh.replica_token}
     password = {REDIS_PASSWORD_KEY: settings.redis_password} if settings.redis_password else {}
+    owners = [owner_reference(pool), *_cluster_owners(observed, settings)]
+    live = observed.access_secret
     if live is None:
-        return (_access_secret(pool, values | password),), []
-    there = live.get("data") or {}
-    wanted = {name: value for name, value in values.items() if not there.get(name)}
-    wanted |= {name: value for name, value in password.items() if there.get(name) != _b64(value)}
-    return (), [_access_secret(pool, wanted)] if wanted else []
+        return (_access_secret(pool, owners, _encoded(values | password)),), []
+    there = dict(live.get("data") or {})
+    wanted = {name: value for name, value in _encoded(values).items() if not there.get(name)}
+    wanted |= {n: v for n, v in _encoded(password).items() if there.get(n) != v}
+    known = {owner.get("uid") for owner in metadata_of(live).get("ownerReferences") or ()}
+    if not wanted and all(owner["uid"] in known for owner in owners):
+        return (), []
+    # Whole: what an apply leaves out of what an earlier one has set is removed.
+    return (), [_access_secret(pool, owners, there | wanted)]
 
 
-def _access_secret(pool: ModelPool, values: Mapping[str, str]) -> Object:
+def _cluster_owners(observed: PoolObserved, settings: OperatorSettings) -> list[dict[str, object]]:
+    """The RayClusters that need the Secret longer than the pool does.
+
+    When one is deleted KubeRay runs a Job that clears its keys in Redis, with the password from
+    here: without it the Job cannot start, and KubeRay's finalizer holds the RayCluster.
+    """
+    if not settings.redis_password:
+        return []
+    return [
+        {
+            "apiVersion": "ray.io/v1",
+            "kind": "RayCluster",
+            "name": name_of(cluster),
+            "uid": str(metadata_of(cluster).get("uid") or ""),
+            "controller": False,
+            "blockOwnerDeletion": False,
+        }
+        for cluster in sorted(observed.ray_clusters, key=name_of)
+    ]
+
+
+def _access_secret(
+    pool: ModelPool, owners: list[dict[str, object]], data: Mapping[str, str]
+) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -270,10 +295,14 @@ def _access_secret(pool: ModelPool, values: Mapping[str, str]) -> Object:
             "name": access_secret_name(pool.metadata.name),
             "namespace": pool.metadata.namespace,
             "labels": pool_labels(pool, "access"),
-            "ownerReferences": [owner_reference(pool)],
+            "ownerReferences": owners,
         },
-        "data": {name: _b64(value) for name, value in values.items()},
+        "data": dict(data),
     }
+
+
+def _encoded(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: _b64(value) for name, value in values.items()}
 
 
 def _b64(text: str) -> str:

@@ -147,7 +147,8 @@ def _progressing(view: View) -> Said:
         return _said(kind, False, Reason.DEPLOYMENT_FAILED, f"{said}{_old_ones(view)}")
     if phase in MOVING:
         if not view.revision:
-            return _said(kind, False, Reason.PENDING, "nothing is rolled out while not accepted")
+            why = view.problems[0].message if view.problems else "nothing was rendered yet"
+            return _said(kind, False, Reason.PENDING, f"nothing is rolled out: {why}")
         if _overdue(view):
             limit = (view.pool.spec.rollout or Rollout()).progress_deadline
             why = "" if view.cause is None else f": {view.cause.message}"

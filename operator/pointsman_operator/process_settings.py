@@ -49,6 +49,8 @@ class ProcessSettings:
     """Each object is looked at again after this even if nothing has changed."""
     sweep_seconds: float = 60.0
     """Between two comparisons of what we hold with what the API server has."""
+    stuck_seconds: float = 120.0
+    """A deleted RayCluster on whose end nobody works for this long loses KubeRay's finalizer."""
     frozen_seconds: float = 180.0
     """/healthz fails when a watch has been silent for this long; servers speak once a minute."""
     log_level: str = "info"
@@ -58,7 +60,14 @@ class ProcessSettings:
         """Refuse what cannot work."""
         if not 0 <= self.listen_port <= 65535:
             raise ValueError(f"listen_port is {self.listen_port}; it must be between 0 and 65535")
-        for name in ("workers", "ray_workers", "resync_seconds", "sweep_seconds", "frozen_seconds"):
+        for name in (
+            "workers",
+            "ray_workers",
+            "resync_seconds",
+            "sweep_seconds",
+            "stuck_seconds",
+            "frozen_seconds",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.log_level not in LOG_LEVELS:

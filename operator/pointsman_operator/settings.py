@@ -22,6 +22,10 @@ class OperatorSettings:
     """Namespace of the operator and of its gateways. Route tables, merged credentials and
     EndpointSlices are written here and nowhere else."""
 
+    deployment: str = ""
+    """Name of the Deployment that runs the operator. It owns what is written into the operator's
+    namespace, which then goes when it is uninstalled. Empty: all of that stays."""
+
     gateways: tuple[str, ...] = ("default",)
     """Names of the gateways, separated by commas; RoutePolicies attach to one by name. Others get
     GatewayNotFound."""

@@ -19,6 +19,7 @@ from tests.unit.operator.scenes import (
     external_pool,
     made_pool,
     planned,
+    ray_cluster,
     running,
     selector_pool,
     with_applied,
@@ -166,7 +167,9 @@ def test_a_token_that_was_taken_out_is_put_back_and_the_other_stays() -> None:
     plan = planned(pool, replace(observed, access_secret=secret))
 
     assert ["Secret"] == kinds(plan)
-    assert ["replica_token"] == list(plan.apply[0]["data"])
+    # Whole, for an apply takes away what an earlier one has set.
+    assert "a2VwdA==" == plan.apply[0]["data"]["auth_token"]
+    assert b"r" * 32 == base64.b64decode(plan.apply[0]["data"]["replica_token"])
 
 
 def test_the_redis_password_follows_the_setting() -> None:
@@ -176,8 +179,28 @@ def test_the_redis_password_follows_the_setting() -> None:
 
     plan = planned(pool, observed, settings=settings)
 
-    assert ["redis_password"] == list(plan.apply[0]["data"])
+    assert b"new" == base64.b64decode(plan.apply[0]["data"]["redis_password"])
     assert planned(pool, with_applied(observed, plan), settings=settings).is_empty
+
+
+def test_the_password_outlives_the_pool_when_a_cluster_has_keys_in_redis() -> None:
+    pool = made_pool()
+    settings = OperatorSettings(redis_address="redis:6379", redis_password="secret")
+    observed = with_applied(PoolObserved(now=NOW), planned(pool, settings=settings))
+    observed = replace(
+        observed, ray_clusters=(ray_cluster("two", uid="2"), ray_cluster("one", uid="1"))
+    )
+
+    plan = planned(pool, observed, settings=settings)
+
+    (secret,) = plan.apply
+    owners = secret["metadata"]["ownerReferences"]
+    assert ["ModelPool", "RayCluster", "RayCluster"] == [owner["kind"] for owner in owners]
+    assert ["chat", "one", "two"] == [owner["name"] for owner in owners]
+    assert [True, False, False] == [owner["controller"] for owner in owners]
+    assert planned(pool, with_applied(observed, plan), settings=settings).is_empty
+    # Without a password nothing of the Secret is needed later.
+    assert [] == [item for item in planned(pool, observed).apply if item["kind"] == "Secret"]
 
 
 @pytest.mark.parametrize("pool", [external_pool(), selector_pool()])
@@ -393,3 +416,12 @@ def test_the_plan_is_empty_while_a_rolled_out_pool_runs() -> None:
     _, plan = running(made_pool())
 
     assert plan.is_empty
+
+
+def test_a_folder_of_the_node_is_refused_when_kuberay_is_missing_too() -> None:
+    source = {"type": "HostPath", "hostPath": {"path": "/models/chat"}}
+    pool = made_pool(engine={"type": "VLLM"}, ray_serve={"model": {"source": source}})
+
+    plan = planned(pool, PoolObserved(now=NOW, kuberay_served=False))
+
+    assert ["HostPathNotAllowed", "KubeRayNotInstalled"] == [each.reason for each in plan.problems]

@@ -32,12 +32,10 @@ PAINS: dict[int, Pain] = {
     1: Pain(
         text="terminating pods still get traffic on a roll-out",
         source="production-stack#601",
-        missing="the operator, which watches pods",
     ),
     2: Pain(
         text="a DELETED event missed in a watch gap: 22 h of failures with a green health check",
         source="production-stack#1091",
-        missing="the operator, which watches pods",
     ),
     3: Pain(
         text="thousands of 503 while no worker is healthy, instead of a queue",
@@ -79,12 +77,11 @@ PAINS: dict[int, Pain] = {
     12: Pain(
         text="7 of 300 requests fail in an incremental upgrade",
         source="kuberay PR#3166",
-        missing="the operator, which rolls RayServices out",
+        missing="a roll-out under load in `make test`; `make e2e` has it",
     ),
     13: Pain(
         text="min_replicas 0 is defeated; one broken model blocks the application of all",
         source="ray PR#63065",
-        missing="the scaler",
     ),
     14: Pain(
         text="a restart of the picker truncates streams",
@@ -93,17 +90,14 @@ PAINS: dict[int, Pain] = {
     15: Pain(
         text="a second route object stops all status updates; Ready comes before activation",
         source="semantic-router#1908, #3811",
-        missing="the operator, which writes status",
     ),
     16: Pain(
         text="the real errors of pods are hidden",
         source="kthena#1220",
-        missing="the operator, which lifts them into conditions",
     ),
     17: Pain(
         text="a field is removed from an object and its old limit stays in force",
         source="kthena#1505",
-        missing="the operator, which applies objects",
     ),
     18: Pain(
         text="a failure in mid-stream is a truncated 200",
@@ -128,7 +122,6 @@ PAINS: dict[int, Pain] = {
     23: Pain(
         text="Helm never upgrades the CRDs of a chart's crds/",
         source="dynamo PR#10421",
-        missing="the chart",
     ),
     24: Pain(
         text="the memory of a Python proxy grows without end",
@@ -137,7 +130,6 @@ PAINS: dict[int, Pain] = {
     25: Pain(
         text="a leftover peering object freezes the watch",
         source="kopf#734",
-        missing="the operator",
     ),
 }
 

@@ -39,6 +39,8 @@ from pointsman_api.routepolicy import (
 )
 
 DEFAULT_GATEWAY = "default"
+POOL_ROUTE = "pool:"
+"""Instead of a policy's key, before a pool's: the route by which it answers to its own name."""
 FieldPath = tuple[str | int, ...]
 NamespaceLabels = Mapping[str, dict[str, str]]
 
@@ -183,7 +185,7 @@ def _add_direct_routes(
         owners[name] = pool.key
         if name not in routes:
             rule = Rule(name="default", targets=(Target(pool=pool.key),))
-            routes[name] = Route(policy=f"pool:{pool.key}", rules=(rule,))
+            routes[name] = Route(policy=f"{POOL_ROUTE}{pool.key}", rules=(rule,))
 
 
 def _name_taken_by_policy(policy: RoutePolicy, index: int, name: str, owner: str) -> RouteProblem:

@@ -39,8 +39,11 @@ def credentials_name(gateway: str) -> str:
 
 
 def credential_key(namespace: str, secret: str, key: str) -> str:
-    """The key in a gateway's Secret that holds a provider's API key."""
-    return f"credential.{namespace}.{secret}.{key}"
+    """The key in a gateway's Secret that holds a provider's API key.
+
+    No name of a namespace or Secret has an underscore, so no two references share a key.
+    """
+    return f"credential.{namespace}_{secret}_{key}"
 
 
 def token_key(namespace: str, pool: str) -> str:

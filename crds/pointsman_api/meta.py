@@ -194,6 +194,13 @@ class SecretKeyReference(ApiModel):
     """Key inside the Secret."""
 
 
+LABEL_KEY_PATTERN = (
+    r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
+LABEL_VALUE_PATTERN = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+LabelValue = Annotated[str, Field(pattern=LABEL_VALUE_PATTERN, max_length=63)]
+
+
 class LabelOperator(StrEnum):
     """How a label is compared."""
 
@@ -219,12 +226,12 @@ class LabelRequirement(ApiModel):
             field="values",
         ),
     )
-    key: Annotated[str, Field(min_length=1, max_length=317)]
+    key: Annotated[str, Field(pattern=LABEL_KEY_PATTERN, max_length=317)]
     """The label's key."""
     operator: LabelOperator
     """How the label's value relates to ``values``."""
     values: Annotated[
-        tuple[Annotated[str, Field(max_length=63)], ...],
+        tuple[LabelValue, ...],
         Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
     ] = ()
     """The values; only with In and NotIn."""
@@ -233,8 +240,19 @@ class LabelRequirement(ApiModel):
 class LabelSelector(ApiModel):
     """Which labels an object must have; an empty selector takes every object."""
 
+    cel_rules = (
+        CelRule(
+            cel=(
+                "!has(self.matchLabels) || self.matchLabels.all(k, k.matches("
+                f"'{LABEL_KEY_PATTERN}'))"
+            ),
+            message="matchLabels must have keys that are labels, such as app or example.com/app",
+            holds=lambda self: all(re.match(LABEL_KEY_PATTERN, key) for key in self.match_labels),
+            field="matchLabels",
+        ),
+    )
     match_labels: Annotated[
-        dict[str, Annotated[str, Field(max_length=63)]],
+        dict[str, LabelValue],
         Field(max_length=32, default_factory=dict),
     ]
     """Labels that must be there with these values."""

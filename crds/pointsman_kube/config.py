@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies_environment
 
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import (
@@ -34,6 +35,8 @@ async def load_configuration(kubeconfig: str | None = None) -> tuple[Configurati
     configuration = Configuration()
     # One retry policy only: ours, which knows which calls may be repeated.
     configuration.retries = None
+    # Only for proxies: aiohttp would look for a .netrc, in a thread, before every call.
+    configuration.client_session_kwargs = {"trust_env": bool(getproxies_environment())}
     named = kubeconfig or os.environ.get("KUBECONFIG") or None
     try:
         if named is None and os.environ.get("KUBERNETES_SERVICE_HOST"):

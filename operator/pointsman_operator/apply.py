@@ -9,12 +9,16 @@ from typing import Any
 import structlog
 
 from pointsman_kube.client import Kube
-from pointsman_kube.errors import Conflict
+from pointsman_kube.errors import Conflict, Invalid, Unavailable
 from pointsman_kube.kinds import SECRET, Object, Ref, ref_of
 from pointsman_kube.mirror import Mirror
 from pointsman_operator.secret_reader import SecretReader
 
 log = structlog.get_logger(__name__)
+
+_UNREADABLE = "failed to create typed patch object"
+"""An API server says so, with status 500, of an object with a field that its schema does not have,
+or has in another form; it will say the same again."""
 
 
 class Applier:
@@ -56,11 +60,17 @@ class Applier:
         """Apply these one after the other.
 
         Raises:
-            KubeError: the first that could not be; those before it are applied.
+            Invalid: the first that the server cannot take; those before it are applied.
+            KubeError: the same for the first that could not be.
         """
         for obj in objects:
             ref = ref_of(obj)
-            self._took(ref, await self._kube.apply(obj))
+            try:
+                self._took(ref, await self._kube.apply(obj))
+            except Unavailable as error:
+                if _UNREADABLE not in str(error):
+                    raise
+                raise Invalid(str(error), status=error.status, reason="Invalid") from error
             log.info("applied", object=str(ref))
 
     async def delete(self, refs: Iterable[Ref]) -> None:

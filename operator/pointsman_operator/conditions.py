@@ -97,6 +97,9 @@ def transition_events(
             not old and new["status"] == "False" and not new["message"]
         ):
             continue
+        if old.get("status") == new["status"] and new["reason"] in _WAITING:
+            # Still not, and on its way.
+            continue
         fine = new["status"] == "True" or new["reason"] in good_when_false
         events.append(
             EventNote(
@@ -108,6 +111,7 @@ def transition_events(
     return tuple(events)
 
 
+_WAITING = frozenset({Reason.REPLICAS_NOT_READY, Reason.GATEWAYS_NOT_READY})
 _STATUS = {True: "True", False: "False", None: "Unknown"}
 
 

@@ -20,9 +20,16 @@ from pointsman_api.modelpool import ModelPool
 from pointsman_kube.kinds import ENDPOINT_SLICE, Object, Ref
 from pointsman_operator.clusters import active_cluster, cluster_of, pending_cluster, pod_ready
 from pointsman_operator.drift import needs_apply
-from pointsman_operator.objects import is_going, metadata_of, name_of, pool_labels, with_hash
+from pointsman_operator.objects import (
+    Owner,
+    is_going,
+    metadata_of,
+    name_of,
+    owned,
+    pool_labels,
+    with_hash,
+)
 from pointsman_operator.observed import PoolObserved, ServeReading
-from pointsman_operator.ownership import Owner, owned
 from pointsman_serving.engines.serve_listing import ServeTarget
 
 _GOING_STATES = frozenset({"STOPPING"})
@@ -131,19 +138,22 @@ def _targets(
     """Where Ray says that replicas listen; as before where it says nothing about them.
 
     For some seconds after a change it lists no deployments, and while replicas are replaced one
-    by one it may list its proxy alone, though replicas run.
+    by one it may list its proxy alone, though replicas run. A head that has just come back knows no
+    application at all while its controller is not there yet: those that are dead go by their pods
+    and by what the gateways see.
     """
-    if reading is None:
+    if reading is None or reading.status is None or not reading.status.listed:
         return remembered
     status = reading.status
-    if status is None:
-        return ()
-    if not status.listed:
-        return remembered
     if status.targets:
         return status.targets
     running = {replica.replica for replica in status.replicas if replica.state == "RUNNING"}
     return tuple(target for target in remembered if target.replica in running)
+
+
+def _has_ended(pod: Mapping[str, Any]) -> bool:
+    """Whether its address may be another pod's by now."""
+    return (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
 
 
 def _cluster_endpoints(
@@ -153,7 +163,10 @@ def _cluster_endpoints(
     pods: Iterable[Mapping[str, Any]],
 ) -> Iterable[ReplicaEndpoint]:
     by_address = {
-        address: pod for pod in pods if cluster_of(pod) == cluster for address in _addresses(pod)
+        address: pod
+        for pod in pods
+        if cluster_of(pod) == cluster and not _has_ended(pod)
+        for address in _addresses(pod)
     }
     status = None if reading is None else reading.status
     states = {} if status is None else {item.replica: item.state for item in status.replicas}

@@ -8,9 +8,16 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from pointsman_api.compile import CompiledRoutes, NamespaceLabels, RouteProblem, compile_route_table
+from pointsman_api.compile import (
+    POOL_ROUTE,
+    CompiledRoutes,
+    NamespaceLabels,
+    RouteProblem,
+    compile_route_table,
+)
 from pointsman_api.conditions import Reason
 from pointsman_api.labels import (
+    CONFIG_HASH_ANNOTATION,
     CONFIG_LABEL,
     CREDENTIALS_CONFIG,
     GATEWAY_LABEL,
@@ -26,10 +33,21 @@ from pointsman_api.route_table import RouteTable
 from pointsman_api.routepolicy import RoutePolicy
 from pointsman_kube.kinds import CONFIG_MAP, Object, Ref
 from pointsman_operator.drift import needs_apply
-from pointsman_operator.objects import digest, gateway_labels, is_going, name_of, with_hash
+from pointsman_operator.objects import (
+    Owner,
+    annotation_of,
+    digest,
+    gateway_labels,
+    is_going,
+    name_of,
+    owned,
+    with_hash,
+)
 from pointsman_operator.observed import Document
-from pointsman_operator.ownership import Owner, owned
 
+LONGEST_CREDENTIAL = 8192
+"""Base64 characters of an API key. All keys of a gateway lie in one Secret of 1 MiB at most, and a
+long one must not keep those of others out."""
 LONGEST_SECRET_KEY = 253
 REMEMBERED_TABLES = 64
 
@@ -49,6 +67,24 @@ class PolicyMemory:
         """The policies' parts of a table; empty for one that is not remembered."""
         return next((parts for known, parts in reversed(self.tables) if known == config_hash), {})
 
+    def part(self, config_hash: str, policy: str) -> str | None:
+        """A policy's part of a table, by its key; None where the table is not remembered."""
+        known = any(config_hash == other for other, _ in self.tables)
+        return self.parts(config_hash).get(policy, "") if known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeTable:
+    """A gateway's table in every form that is needed of it."""
+
+    made_from: tuple[object, ...]
+    """Tells tables apart without making them: the versions of what they are made from."""
+    compiled: CompiledRoutes
+    config_maps: tuple[Object, ...]
+    config_hash: str
+    parts: Mapping[str, str]
+    """Of the policies, see :func:`policy_parts`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayPlan:
@@ -64,6 +100,8 @@ class GatewayPlan:
     compiled: CompiledRoutes = field(default_factory=lambda: CompiledRoutes(table=RouteTable()))
     memory: PolicyMemory = field(default_factory=PolicyMemory)
     """For the next round."""
+    made: MadeTable | None = None
+    """For the next round, which needs the same table as long as only keys come and go."""
 
 
 def plan_gateway(
@@ -78,6 +116,7 @@ def plan_gateway(
     credentials: Document | None,
     memory: PolicyMemory,
     owner: Owner | None = None,
+    made: MadeTable | None = None,
 ) -> GatewayPlan:
     """The route table and the keys of one gateway.
 
@@ -92,21 +131,19 @@ def plan_gateway(
         config_maps: the gateway's route tables as they are.
         credentials: the gateway's Secret as it is.
         owner: of all that is written.
+        made: the table of the last round.
     """
-    compiled = compile_route_table(
-        pools, policies, gateway=gateway, namespace_labels=namespace_labels
-    )
+    made_from = _versions(pools, policies, namespace_labels)
+    if made is None or made.made_from != made_from:
+        routes = compile_route_table(
+            pools, policies, gateway=gateway, namespace_labels=namespace_labels
+        )
+        made = _made(gateway, namespace, owner, routes, made_from)
+    compiled, config_hash = made.compiled, made.config_hash
     by_key = {pool.key: pool for pool in pools}
     used = [by_key[key] for key in compiled.table.pools]
     data, problems = _credentials(used, secrets, (credentials or {}).get("data") or {})
-    config_hash = compiled.table.digest()
-    wanted = [
-        with_hash(owned(_secret(gateway, namespace, data), owner)),
-        *(
-            with_hash(owned(_labelled(item, gateway), owner))
-            for item in route_config_maps(compiled.table, gateway=gateway, namespace=namespace)
-        ),
-    ]
+    wanted = [with_hash(owned(_secret(gateway, namespace, data), owner)), *made.config_maps]
     live = {("ConfigMap", name_of(item)): item for item in config_maps if not is_going(item)}
     names = {name_of(item) for item in wanted}
     surplus = sorted(name for _, name in live if name not in names)
@@ -120,7 +157,38 @@ def plan_gateway(
         delete=tuple(Ref(kind=CONFIG_MAP, namespace=namespace, name=name) for name in surplus),
         config_hash=config_hash,
         compiled=CompiledRoutes(table=compiled.table, problems=(*compiled.problems, *problems)),
-        memory=_remembered(memory, config_hash, policy_parts(compiled.table)),
+        memory=_remembered(memory, config_hash, made.parts),
+        made=made,
+    )
+
+
+def _versions(
+    pools: Iterable[ModelPool], policies: Iterable[RoutePolicy], labels: NamespaceLabels
+) -> tuple[object, ...]:
+    """All that a table depends on: of an object its spec, which its generation tells."""
+    objects = frozenset(
+        (item.kind, item.key, item.metadata.uid, item.metadata.generation)
+        for item in (*pools, *policies)
+    )
+    return objects, labels
+
+
+def _made(
+    gateway: str,
+    namespace: str,
+    owner: Owner | None,
+    compiled: CompiledRoutes,
+    made_from: tuple[object, ...],
+) -> MadeTable:
+    config_maps = route_config_maps(compiled.table, gateway=gateway, namespace=namespace)
+    return MadeTable(
+        made_from=made_from,
+        compiled=compiled,
+        config_maps=tuple(
+            with_hash(owned(_labelled(item, gateway), owner)) for item in config_maps
+        ),
+        config_hash=annotation_of(config_maps[0], CONFIG_HASH_ANNOTATION),
+        parts=policy_parts(compiled.table),
     )
 
 
@@ -132,6 +200,9 @@ def policy_parts(table: RouteTable) -> dict[str, str]:
     routes: dict[str, dict[str, Any]] = {}
     pools: dict[str, set[str]] = {}
     for name, route in table.routes.items():
+        if route.policy.startswith(POOL_ROUTE):
+            # A pool that answers to its own name: there are as many as pools, and nobody asks.
+            continue
         routes.setdefault(route.policy, {})[name] = to_jsonable_python(route)
         pools.setdefault(route.policy, set()).update(
             target.pool for rule in route.rules for target in rule.targets
@@ -161,13 +232,14 @@ def _credentials(
     data: dict[str, str] = {}
     problems: list[RouteProblem] = []
 
-    def take(target: str, namespace: str, name: str, key: str) -> None:
+    def take(target: str, namespace: str, name: str, key: str) -> bool:
         if (namespace, name) in secrets:
             value = (secrets[namespace, name] or {}).get(key)
         else:
             value = known.get(target)
-        if value is not None:
+        if value is not None and len(value) <= LONGEST_CREDENTIAL:
             data[target] = value
+        return value is None or len(value) <= LONGEST_CREDENTIAL
 
     for pool in pools:
         namespace, name = pool.metadata.namespace, pool.metadata.name
@@ -180,9 +252,23 @@ def _credentials(
         target = credential_key(namespace, reference.name, reference.key)
         if len(target) > LONGEST_SECRET_KEY:
             problems.append(_too_long(pool, reference.name, target))
-        else:
-            take(target, namespace, reference.name, reference.key)
+        elif not take(target, namespace, reference.name, reference.key):
+            problems.append(_too_large(pool, reference.name, reference.key))
     return data, problems
+
+
+def _too_large(pool: ModelPool, secret: str, key: str) -> RouteProblem:
+    return RouteProblem(
+        kind=pool.kind,
+        key=pool.key,
+        field=("spec", "backend", "external", "credentialSecretRef", "key"),
+        value=key,
+        reason=Reason.INVALID,
+        message=(
+            f"the key {key} of the Secret {secret} is longer than {LONGEST_CREDENTIAL * 3 // 4} "
+            "bytes, which is no API key: name the key that holds one"
+        ),
+    )
 
 
 def _too_long(pool: ModelPool, secret: str, target: str) -> RouteProblem:

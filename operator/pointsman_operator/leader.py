@@ -18,6 +18,7 @@ from pointsman_operator.events import EventWriter
 from pointsman_operator.gateway_reports import GatewayReports
 from pointsman_operator.metrics import OperatorMetrics
 from pointsman_operator.mirrors import Mirrors
+from pointsman_operator.objects import Owner
 from pointsman_operator.observe import Observer
 from pointsman_operator.observed import GatewayReport
 from pointsman_operator.process_settings import ProcessSettings
@@ -29,13 +30,18 @@ from pointsman_operator.secret_reader import SecretReader
 from pointsman_operator.selected_pods import SelectedPods
 from pointsman_operator.settings import OperatorSettings
 from pointsman_operator.store import Change, Key, Store
+from pointsman_operator.stuck_clusters import StuckClusters
 from pointsman_operator.sweep import Sweeper
 from pointsman_operator.work_queue import Debounce, WorkQueue
 
 log = structlog.get_logger(__name__)
 
-EDIT_SECONDS = 0.03
-"""How long edits of pools and policies are gathered before the route table is made anew."""
+GATHER_SECONDS = 0.1
+"""How long news about a pool's objects are gathered: pods and clusters change in crowds."""
+POLICY_EDIT_SECONDS = 0.005
+"""How long edits of policies are gathered before the route table is made anew."""
+POOL_EDIT_SECONDS = 0.3
+"""The same for pools, which come in crowds and serve nothing for their first seconds."""
 FIRST_REPORTS_SECONDS = 5.0
 """How long a start waits for gateways that do not answer."""
 TOKEN_SECONDS = 0.5
@@ -47,6 +53,7 @@ class Leader:
 
     Args:
         kube: a connection whose writes are fenced by the Lease.
+        owner: of what is written into the operator's namespace.
     """
 
     def __init__(
@@ -56,10 +63,12 @@ class Leader:
         settings: OperatorSettings,
         process: ProcessSettings,
         metrics: OperatorMetrics,
+        owner: Owner | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._edited = Debounce(self._plan_gateways, EDIT_SECONDS)
+        self._policy_edited = Debounce(self._plan_gateways, POLICY_EDIT_SECONDS)
+        self._pool_edited = Debounce(self._plan_gateways, POOL_EDIT_SECONDS)
         self._tokens_came = Debounce(self._plan_gateways, TOKEN_SECONDS)
         self.store = Store(self._store_changed)
         self.reports = GatewayReports(
@@ -132,6 +141,7 @@ class Leader:
             planned=self._planned,
             resync_seconds=process.resync_seconds,
             now=now,
+            owner=owner,
         )
         self._pool_reconciler = PoolReconciler(
             kube,
@@ -144,8 +154,10 @@ class Leader:
             events=events,
             settings=settings,
             route_problems=self._gateway_reconciler.route_problems,
+            has_token=self._gateway_reconciler.has_token,
             resync_seconds=process.resync_seconds,
             now=now,
+            owner=owner,
         )
         self.pools = WorkQueue(
             "pools",
@@ -164,6 +176,13 @@ class Leader:
             self._gateway_reconciler.reconcile_policy,
             workers=4,
             on_done=metrics.on_done("policies"),
+        )
+        self._stuck = StuckClusters(
+            kube,
+            clusters=lambda: self.mirrors.ray_clusters,
+            pods=lambda: self.mirrors.pods,
+            patience_seconds=process.stuck_seconds,
+            now=now,
         )
         self._autoscaler = Autoscaler(
             store=self.store,
@@ -206,6 +225,7 @@ class Leader:
                     group.create_task(queue.run(), name=queue.name)
                 group.create_task(self.sweeper.run(), name="sweeper")
                 group.create_task(self._autoscaler.run(), name="autoscaler")
+                group.create_task(self._stuck.run(), name="stuck clusters")
                 group.create_task(self._watch_staleness(), name="stale reports")
         finally:
             await self._selected.close()
@@ -214,9 +234,15 @@ class Leader:
 
     def _store_changed(self, change: Change) -> None:
         pools = change.kind is self.store.pools.kind
-        if change.asks_for_more:
-            (self.pools if pools else self.policies).add(change.key)
-            self._edited()
+        if change.asks_for_more and pools:
+            self.pools.add(change.key)
+            self._pool_edited()
+        elif change.asks_for_more:
+            policy = self.store.policies.get(change.key)
+            if policy is None or policy.spec.gateway_ref.name not in self._settings.gateways:
+                # No gateway's plan asks for its status.
+                self.policies.add(change.key)
+            self._policy_edited()
         if pools and _ready(change.old) != _ready(change.new):
             for policy in self.store.policies.all():
                 if change.key in pools_named(policy):
@@ -236,14 +262,14 @@ class Leader:
     def _pool_objects_changed(self, key: Key) -> None:
         """A round looks at its own writes by itself, before it ends."""
         if not self._applier.telling:
-            self.pools.add(key)
+            self._pool_changed(key)
 
     def _gateway_objects_changed(self) -> None:
         if not self._applier.telling:
-            self._edited()
+            self._policy_edited()
 
     def _pool_changed(self, key: Key) -> None:
-        self.pools.add(key)
+        self.pools.add_later(key, GATHER_SECONDS)
 
     def _all_pools_changed(self) -> None:
         for key in self.store.pools.keys():  # noqa: SIM118
@@ -253,9 +279,10 @@ class Leader:
         for gateway in self._settings.gateways:
             self.gateways.add(gateway)
 
-    def _planned(self, gateway: str, pools: Iterable[str]) -> None:
-        self._add_policies(gateway)
+    def _planned(self, pools: Iterable[str], policies: Iterable[Key]) -> None:
         self._add_pools(pools)
+        for policy in policies:
+            self.policies.add(policy)
 
     def _gateway_pod_changed(self, key: Key, old: object, new: object) -> None:
         self.reports.pod_changed(key, old, new)  # type: ignore[arg-type]
@@ -265,28 +292,19 @@ class Leader:
     def _report_changed(
         self, gateway: str, before: GatewayReport | None, after: GatewayReport | None
     ) -> None:
-        if (
-            before is None
-            or after is None
-            or (before.config_hash, before.ready)
-            != (
-                after.config_hash,
-                after.ready,
-            )
-        ):
-            self._add_policies(gateway)
+        for policy in self._gateway_reconciler.policies_between(gateway, before, after):
+            self.policies.add(policy)
         self._add_pools(_pools_between(before, after))
 
-    def _add_policies(self, gateway: str = "") -> None:
+    def _add_policies(self) -> None:
         for policy in self.store.policies.all():
-            if not gateway or policy.spec.gateway_ref.name == gateway:
-                self.policies.add((policy.metadata.namespace, policy.metadata.name))
+            self.policies.add((policy.metadata.namespace, policy.metadata.name))
 
     def _add_pools(self, keys: Iterable[str]) -> None:
         """Add pools by their keys in route tables."""
         for key in keys:
             namespace, _, name = key.rpartition("/")
-            self.pools.add((namespace or "default", name))
+            self._pool_changed((namespace or "default", name))
 
     async def _watch_staleness(self) -> None:
         """A gateway that falls silent sends no event: what it said has to run out by itself."""

@@ -22,7 +22,7 @@ import structlog
 from pointsman_kube.client import Kube
 from pointsman_kube.errors import Conflict, KubeError, NotFound
 from pointsman_kube.kinds import LEASE, Object, Ref
-from pointsman_operator.ownership import Owner, owned
+from pointsman_operator.objects import Owner, owned
 
 log = structlog.get_logger(__name__)
 

@@ -27,6 +27,8 @@ from pointsman_operator.leader import Leader
 from pointsman_operator.lease import Election
 from pointsman_operator.logs import configure_logs
 from pointsman_operator.metrics import OperatorMetrics
+from pointsman_operator.objects import Owner
+from pointsman_operator.ownership import read_owner
 from pointsman_operator.process_settings import ProcessSettings, process_settings_from
 from pointsman_operator.settings import OperatorSettings, settings_from
 
@@ -105,6 +107,7 @@ async def run(
         stack.push_async_callback(_cancel, asyncio.create_task(pulse.run(), name="pulse"))
         if not await _until_crds_known(kube, running):
             return EXIT_OK if running.stopping.is_set() else EXIT_USAGE
+        owner = await _until_owner_known(kube, settings, running)
         # Renewals must get through even when everything else may not write any more.
         lease_kube = Kube(
             kube.configuration,
@@ -120,11 +123,12 @@ async def run(
             name=process.lease_name,
             identity=process.identity,
             times=process.lease_times,
+            owner=owner,
         )
         kube.fence(lambda: election.leads)
         if not await _first(election.win(), running.stopping.wait()):
             return EXIT_OK
-        return await _lead(kube, settings, process, metrics, running, election)
+        return await _lead(kube, settings, process, metrics, running, election, owner)
 
 
 async def _lead(
@@ -134,8 +138,11 @@ async def _lead(
     metrics: OperatorMetrics,
     running: _Running,
     election: Election,
+    owner: Owner | None,
 ) -> int:
-    leader = running.leader = Leader(kube, settings=settings, process=process, metrics=metrics)
+    leader = running.leader = Leader(
+        kube, settings=settings, process=process, metrics=metrics, owner=owner
+    )
     metrics.watch(lambda: leader.queues, leader.all_mirrors, lambda: election.leads)
     stop_kopf = asyncio.Event()
     tasks = {
@@ -190,10 +197,7 @@ async def _until_crds_known(kube: Kube, running: _Running) -> bool:
                 kind.resource for kind in (MODEL_POOL, ROUTE_POLICY) if not await kube.serves(kind)
             ]
         except KubeError as error:
-            log.warning("the API server does not answer", cause=str(error))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2.0):
-                    await running.stopping.wait()
+            await _try_again_soon(running, error)
             continue
         if missing:
             running.crds_missing = True
@@ -205,6 +209,27 @@ async def _until_crds_known(kube: Kube, running: _Running) -> bool:
             return False
         return True
     return False
+
+
+async def _until_owner_known(
+    kube: Kube, settings: OperatorSettings, running: _Running
+) -> Owner | None:
+    """What owns the Lease and all that is written beside it: also one that waits may make it."""
+    while not running.stopping.is_set():
+        try:
+            return await read_owner(
+                kube, namespace=settings.namespace, deployment=settings.deployment
+            )
+        except KubeError as error:
+            await _try_again_soon(running, error)
+    return None
+
+
+async def _try_again_soon(running: _Running, error: KubeError) -> None:
+    log.warning("the API server does not answer", cause=str(error))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2.0):
+            await running.stopping.wait()
 
 
 def _unhealthy(running: _Running, pulse: Pulse, process: ProcessSettings) -> Iterable[str]:

@@ -70,7 +70,10 @@ class Mirrors:
         )
         self.pods = pool(POD, transform=slim_pod)
         self.revisions = pool(CONTROLLER_REVISION)
-        self.slices = pool(ENDPOINT_SLICE, namespace=namespace)
+        # Ours alone lie outside their pool's namespace: elsewhere a label proves nothing.
+        self.slices = pool(
+            ENDPOINT_SLICE, namespace=namespace, indexes={BY_POOL: pools_served_from_here}
+        )
         self.namespaces = Mirror(
             kube,
             NAMESPACE,
@@ -126,10 +129,20 @@ class Mirrors:
 
 
 def pools_of(obj: Object) -> Iterable[Hashable]:
-    """The key of the pool that an object's labels name."""
+    """The key of the pool that an object of the pool's own namespace is labelled with.
+
+    Whoever may write into another namespace has no say in this one, whatever the labels claim.
+    """
+    metadata = metadata_of(obj)
+    name = (metadata.get("labels") or {}).get(POOL_LABEL)
+    if name and metadata.get("namespace"):
+        yield (str(metadata["namespace"]), str(name))
+
+
+def pools_served_from_here(obj: Object) -> Iterable[Hashable]:
+    """The key of the pool, of any namespace, that an object of the operator's own is for."""
     labels = metadata_of(obj).get("labels") or {}
-    name = labels.get(POOL_LABEL)
-    namespace = labels.get(POOL_NAMESPACE_LABEL) or metadata_of(obj).get("namespace")
+    name, namespace = labels.get(POOL_LABEL), labels.get(POOL_NAMESPACE_LABEL)
     if name and namespace:
         yield (str(namespace), str(name))
 

@@ -18,6 +18,9 @@ from pointsman_api.meta import API_VERSION
 from pointsman_api.modelpool import ModelPool
 from pointsman_kube.kinds import Object
 
+Owner = Mapping[str, Any]
+"""An entry of ``metadata.ownerReferences``."""
+
 
 def pool_labels(pool: ModelPool, component: str) -> dict[str, str]:
     """The labels of an object that belongs to a pool.
@@ -65,6 +68,13 @@ def owner_reference(pool: ModelPool) -> dict[str, object]:
         "controller": True,
         "blockOwnerDeletion": False,
     }
+
+
+def owned(obj: Object, owner: Owner | None) -> Object:
+    """The object with its owner; as it is where there is none."""
+    if owner is None:
+        return obj
+    return {**obj, "metadata": {**obj["metadata"], "ownerReferences": [dict(owner)]}}
 
 
 def canonical(value: object) -> bytes:

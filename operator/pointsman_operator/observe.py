@@ -21,6 +21,7 @@ from pointsman_operator.selected_pods import SelectedPods
 from pointsman_operator.sources import named_secrets
 
 _LOG_LINES = 20
+_MISSING_SECONDS = 1.0
 _REMEMBERED_LOGS = 512
 _MOST_LOGS = 4
 """Crashed pods of one pool that are asked for their last words; the others say the same."""
@@ -60,7 +61,9 @@ class Observer:
         self._now = now
         self._logs: OrderedDict[tuple[str, ...], str] = OrderedDict()
 
-    async def observe(self, pool: ModelPool, *, refused: str) -> PoolObserved:
+    async def observe(
+        self, pool: ModelPool, *, refused: str, refused_revision: str = ""
+    ) -> PoolObserved:
         """What is known about a pool now."""
         key = key_of(pool)
         slices = tuple(self._mirrors.slices.find(BY_POOL, key))
@@ -97,6 +100,7 @@ class Observer:
             last_log_lines=lines,
             gateways=self._gateways.views(),
             refused=refused,
+            refused_revision=refused_revision,
         )
 
     @property
@@ -116,8 +120,8 @@ class Observer:
     async def _access(self, key: Key) -> Object | None:
         name = access_secret_name(key[1])
         held = self._secrets.held(key[0], name)
-        # A missing one is asked for each time: only its maker, who is us, knows that it came.
-        age = self._access_age_seconds if held is not None else 0.0
+        # A missing one is soon asked for again: only its maker, who is us, knows that it came.
+        age = self._access_age_seconds if held is not None else _MISSING_SECONDS
         secret = await self._secrets.read(key[0], name, most_age_seconds=age)
         token = decoded(secret).get(REPLICA_TOKEN_KEY)
         if self._tokens.get(key) != token:

@@ -175,3 +175,5 @@ class PoolObserved:
     gateways: tuple[GatewayView, ...] = ()
     refused: str = ""
     """What the API server said when it last refused an object of this pool; empty: nothing."""
+    refused_revision: str = ""
+    """The revision that it refused and that is not tried again now; empty: none."""

@@ -6,29 +6,16 @@ that is just ending has written once more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import structlog
 
 from pointsman_kube.client import Kube
 from pointsman_kube.errors import Forbidden, NotFound
-from pointsman_kube.kinds import Kind, Object, Ref
-from pointsman_operator.objects import metadata_of
+from pointsman_kube.kinds import Kind, Ref
+from pointsman_operator.objects import Owner, metadata_of
 
 log = structlog.get_logger(__name__)
 
 DEPLOYMENT = Kind(group="apps", version="v1", plural="deployments", name="Deployment")
-
-Owner = Mapping[str, Any]
-"""An entry of ``metadata.ownerReferences``."""
-
-
-def owned(obj: Object, owner: Owner | None) -> Object:
-    """The object with its owner; as it is where there is none."""
-    if owner is None:
-        return obj
-    return {**obj, "metadata": {**obj["metadata"], "ownerReferences": [dict(owner)]}}
 
 
 async def read_owner(kube: Kube, *, namespace: str, deployment: str) -> Owner | None:

@@ -100,9 +100,10 @@ PERMISSIONS: tuple[Permission, ...] = (
         group="",
         resource="secrets",
         # Neither list nor watch: only Secrets that a pool names are ever read.
-        verbs=("get", "create"),
+        verbs=("get", "create", "patch"),
         scope=Scope.CLUSTER,
-        why="a pool's tokens are made once; what pools name is read by name",
+        why="a pool's tokens are made once, and belong to its RayClusters too; what pools name is "
+        "read by name",
     ),
     Permission(
         group="",

@@ -73,6 +73,8 @@ class PoolPlan:
     wanted_replicas: int = 0
     problems: tuple[Problem, ...] = ()
     """What keeps the pool from what it wants."""
+    held_back: bool = False
+    """The API server refuses what the spec asks for: this is for what was accepted last."""
 
     @property
     def is_empty(self) -> bool:
@@ -107,8 +109,13 @@ def plan_pool(
         problems.insert(0, refused)
     if not observed.kuberay_served:
         problems.append(_KUBERAY_MISSING)
+    held_back = bool(observed.refused_revision) and (
+        observed.refused_revision == revision_name(pool, revision_key(pool))
+    )
     if revision is None or not observed.kuberay_served:
-        return PoolPlan(wanted_replicas=wanted_replicas, problems=tuple(problems))
+        return PoolPlan(
+            wanted_replicas=wanted_replicas, problems=tuple(problems), held_back=held_back
+        )
     create, apply = _access(pool, observed, fresh, settings)
     stored = {name_of(item): item for item in own}
     document = encode_revision(pool, revision)
@@ -137,6 +144,7 @@ def plan_pool(
         revision=revision.name,
         wanted_replicas=wanted_replicas,
         problems=tuple(problems),
+        held_back=held_back,
     )
 
 
@@ -205,18 +213,22 @@ def _wanted_revision(
             spec=render_spec(pool, settings),
         )
     except RefusedSpecError as refused:
-        last_good = next(
-            (item for item in map(decode_revision, own) if item and item.name == applied), None
-        )
+        last_good = _last_good(own, applied)
         if last_good is not None and last_good.key == key:
             # It is this very spec that is allowed no more: nothing is added to what runs.
             last_good = None
         return last_good, refused.problem
+    if revision.name == observed.refused_revision:
+        return (None if revision.name == applied else _last_good(own, applied)), None
     latest = latest_number(own)
     if revision.number < latest and revision.name != applied:
         # One that is wanted again becomes the newest, once.
         revision = replace(revision, number=latest + 1)
     return revision, None
+
+
+def _last_good(own: tuple[Mapping[str, Any], ...], applied: str) -> Revision | None:
+    return next((item for item in map(decode_revision, own) if item and item.name == applied), None)
 
 
 def _applied_revision(observed: PoolObserved) -> str:
@@ -230,8 +242,11 @@ def _current_revision(pool: ModelPool) -> str:
 
 def _is_owned(document: Mapping[str, Any], pool: ModelPool) -> bool:
     """Whether the pool itself owns the object, not a former one of the same name or a stranger."""
-    owners = metadata_of(document).get("ownerReferences") or ()
-    return any(owner.get("uid") == (pool.metadata.uid or "") for owner in owners)
+    metadata = metadata_of(document)
+    owners = metadata.get("ownerReferences") or ()
+    return metadata.get("namespace") == pool.metadata.namespace and any(
+        owner.get("uid") == (pool.metadata.uid or "") for owner in owners
+    )
 
 
 def _is_damaged(document: Mapping[str, Any] | None) -> bool:

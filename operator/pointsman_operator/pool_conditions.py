@@ -98,6 +98,9 @@ _LASTING = frozenset({Reason.OUT_OF_MEMORY, Reason.CRASH_LOOP})
 
 def _next_step(view: View) -> str:
     if view.observed.ray_service is None:
+        problem = _problem(view, Condition.ACCEPTED)
+        if problem is not None and not view.revision:
+            return f"nothing is started: {problem.message}"
         return "the RayService is being made"
     namespace, name = view.pool.metadata.namespace, view.pool.metadata.name
     return (

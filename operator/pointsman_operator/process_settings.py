@@ -41,7 +41,7 @@ class ProcessSettings:
     """A leader that could not renew its Lease for this long ends; below lease_seconds."""
     retry_seconds: float = 2.0
     """Between two renewals of the Lease."""
-    workers: int = 8
+    workers: int = 16
     """Pools that are reconciled at once."""
     ray_workers: int = 16
     """Ray heads that are asked at once."""

@@ -10,7 +10,12 @@ import structlog
 
 from pointsman_api.compile import RouteProblem
 from pointsman_api.conditions import ModelPoolCondition, Reason, RoutePolicyCondition
-from pointsman_api.labels import GATEWAY_LABEL, access_secret_name, credentials_name
+from pointsman_api.labels import (
+    GATEWAY_LABEL,
+    access_secret_name,
+    credentials_name,
+    token_key,
+)
 from pointsman_api.modelpool import ModelPool
 from pointsman_api.route_config import RouteConfigError, read_route_config
 from pointsman_api.routepolicy import RoutePolicy
@@ -29,7 +34,8 @@ from pointsman_operator.gateway_plan import (
 )
 from pointsman_operator.gateway_reports import GatewayReports
 from pointsman_operator.mirrors import Mirrors
-from pointsman_operator.objects import canonical, is_going, metadata_of
+from pointsman_operator.objects import Owner, canonical, is_going, metadata_of
+from pointsman_operator.observed import GatewayReport
 from pointsman_operator.policy_status import policy_events, policy_status
 from pointsman_operator.secret_reader import SecretReader
 from pointsman_operator.settings import OperatorSettings
@@ -42,7 +48,9 @@ class GatewayReconciler:
     """Reconciles gateways by name, and the statuses of policies by key.
 
     Args:
-        planned: told the gateway whose plan is new, and the pools whose problems changed.
+        planned: told after each plan of a gateway the pools whose problems changed or whose
+            replicas wait for their token, and the policies whose status may have changed.
+        owner: of what is written.
     """
 
     def __init__(
@@ -56,10 +64,11 @@ class GatewayReconciler:
         reports: GatewayReports,
         events: EventWriter,
         settings: OperatorSettings,
-        planned: Callable[[str, Iterable[str]], None],
+        planned: Callable[[Iterable[str], Iterable[Key]], None],
         resync_seconds: float,
         now: Callable[[], float],
         source: random.Random | None = None,
+        owner: Owner | None = None,
     ) -> None:
         self._kube = kube
         self._store = store
@@ -73,6 +82,8 @@ class GatewayReconciler:
         self._resync_seconds = resync_seconds
         self._now = now
         self._source = source or random.Random()
+        self._owner = owner
+        self._waiting: set[str] = set()
         self._plans: dict[str, GatewayPlan] = {}
         self._problems: dict[str, dict[str, tuple[RouteProblem, ...]]] = {}
 
@@ -101,15 +112,56 @@ class GatewayReconciler:
             config_maps=self._config_maps(gateway),
             credentials=credentials,
             memory=self._recalled(gateway, policies) if before is None else before.memory,
+            owner=self._owner,
+            made=None if before is None else before.made,
         )
         await self._applier.apply(plan.apply)
         await self._applier.delete(plan.delete)
         self._plans[gateway] = plan
-        self._planned(gateway, self._note_problems(gateway, plan))
+        waiting, self._waiting = self._waiting, set()
+        self._planned(
+            waiting.union(self._note_problems(gateway, plan)),
+            touched_policies(policies, before, plan),
+        )
         external = any(pool.spec.backend.external is not None for pool in pools)
         seconds = self._secrets.ttl_seconds if external else self._resync_seconds
         # Not before what was read has run out.
         return seconds * (1.0 + 0.2 * self._source.random())
+
+    def has_token(self, pool: ModelPool) -> bool:
+        """Whether every gateway that knows a pool has its token; if not, its next plan tells."""
+        if pool.spec.backend.ray_serve is None:
+            return True
+        key = token_key(pool.metadata.namespace, pool.metadata.name)
+        for gateway in self._settings.gateways:
+            plan = self._plans.get(gateway)
+            secret = self._secrets.held(self._settings.namespace, credentials_name(gateway))
+            known = (secret or {}).get("data") or {}
+            if plan is None or (pool.key in plan.compiled.table.pools and key not in known):
+                self._waiting.add(pool.key)
+                return False
+        return True
+
+    def policies_between(
+        self, gateway: str, before: GatewayReport | None, after: GatewayReport | None
+    ) -> list[Key]:
+        """The policies about which two reports of one gateway pod say different things."""
+        plan = self._plans.get(gateway)
+        if plan is None:
+            return []
+        policies = [
+            policy
+            for policy in self._store.policies.all()
+            if policy.spec.gateway_ref.name == gateway
+        ]
+        if before is not None and after is not None and before.ready == after.ready:
+            old, new, memory = before.config_hash, after.config_hash, plan.memory
+            policies = [
+                policy
+                for policy in policies
+                if memory.part(old, policy.key) != memory.part(new, policy.key)
+            ]
+        return [(policy.metadata.namespace, policy.metadata.name) for policy in policies]
 
     async def reconcile_policy(self, key: Key) -> float | None:
         """Write the status of a policy; returns when to look again."""
@@ -230,6 +282,28 @@ def pools_named(policy: RoutePolicy) -> set[Key]:
         for rule in policy.spec.rules
         for target in rule.targets
     }
+
+
+def touched_policies(
+    policies: Iterable[RoutePolicy], before: GatewayPlan | None, plan: GatewayPlan
+) -> list[Key]:
+    """The policies of a plan's gateway whose status may be another one after it."""
+    touched = []
+    for policy in policies:
+        if policy.spec.gateway_ref.name != plan.gateway:
+            continue
+        seen = policy.status.observed_generation if policy.status is not None else None
+        if (
+            before is None
+            or seen != policy.metadata.generation
+            or _about(policy, before) != _about(policy, plan)
+        ):
+            touched.append((policy.metadata.namespace, policy.metadata.name))
+    return touched
+
+
+def _about(policy: RoutePolicy, plan: GatewayPlan) -> tuple[object, ...]:
+    return plan.memory.part(plan.config_hash, policy.key), plan.compiled.problems_of(policy)
 
 
 def _unreadable(raw: Object, problem: str, now: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ find the stored one and change nothing.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -151,16 +152,22 @@ def with_replicas(
     """
     surge = (max_surge or Rollout().max_surge).percent_of(replicas)
     result = copy.deepcopy(dict(spec))
-    config = yaml.load(result["serveConfigV2"], Loader=_LOADER)
+    result["serveConfigV2"] = _config_with(result["serveConfigV2"], replicas, surge)
+    for group in result["rayClusterConfig"]["workerGroupSpecs"]:
+        group["replicas"] = min(replicas, int(group["maxReplicas"]))
+    return result
+
+
+@functools.lru_cache(maxsize=2048)
+def _config_with(text: str, replicas: int, surge: int) -> str:
+    """A Serve configuration with a number of replicas: most of what a look at a pool cost."""
+    config = yaml.load(text, Loader=_LOADER)
     for application in config["applications"]:
         for deployment in application["deployments"]:
             deployment["num_replicas"] = replicas
             deployment["max_surge_percent"] = surge
             deployment["rolling_update_percentage"] = 1.0 if surge else 0.2
-    result["serveConfigV2"] = serve_config_text(config)
-    for group in result["rayClusterConfig"]["workerGroupSpecs"]:
-        group["replicas"] = min(replicas, int(group["maxReplicas"]))
-    return result
+    return serve_config_text(config)
 
 
 def serve_config_text(config: Mapping[str, object]) -> str:

@@ -11,17 +11,22 @@ from pointsman_api.conditions import Reason
 from pointsman_api.endpoint_slices import ReplicaEndpoint
 from pointsman_api.modelpool import ModelPool
 from pointsman_operator.clusters import cluster_of
-from pointsman_operator.conditions import EventNote, condition_documents, transition_events
+from pointsman_operator.conditions import (
+    EventNote,
+    condition_documents,
+    condition_of,
+    transition_events,
+)
 from pointsman_operator.objects import is_going, pool_selector
 from pointsman_operator.observed import PoolObserved
 from pointsman_operator.plan import PoolPlan
 from pointsman_operator.pool_conditions import pool_conditions
 from pointsman_operator.pool_view import View, pool_rollout, view_of
-from pointsman_operator.rollout import Phase
+from pointsman_operator.rollout import MOVING, Phase, Rollout
 from pointsman_operator.settings import OperatorSettings
 from pointsman_operator.times import timestamp
 
-__all__ = ["pool_events", "pool_rollout", "pool_status"]
+__all__ = ["is_fleeting", "pool_events", "pool_rollout", "pool_status", "rollout_moves"]
 
 _TOLD = (
     Condition.ACCEPTED,
@@ -30,6 +35,17 @@ _TOLD = (
     Condition.PROGRESSING,
     Condition.ACTIVE,
     Condition.READY,
+)
+_FLEETING = frozenset(
+    {
+        Reason.REPLICAS_NOT_READY,
+        Reason.REPLICAS_READY,
+        Reason.GATEWAYS_NOT_READY,
+        Reason.PROGRESSING,
+        Reason.ROLLING_OUT,
+        Reason.ROLLED_OUT,
+        Reason.SCALING,
+    }
 )
 _GOOD_WHEN_FALSE = frozenset({Reason.ROLLED_OUT, Reason.SCALED_TO_ZERO})
 
@@ -70,11 +86,39 @@ def pool_status(
     return document
 
 
+def rollout_moves(rollout: Rollout, status: Mapping[str, Any]) -> bool:
+    """Whether replicas are being replaced and the progress deadline has not passed.
+
+    Args:
+        status: of the same round, made by :func:`pool_status`.
+    """
+    progressing = condition_of(status, Condition.PROGRESSING)
+    return rollout.phase in MOVING and progressing.get("status") == "True"
+
+
 def pool_events(
     before: Mapping[str, Any] | None, after: Mapping[str, Any]
 ) -> tuple[EventNote, ...]:
     """The Events to write when ``after`` replaces ``before``."""
     return transition_events(before, after, told=_TOLD, good_when_false=_GOOD_WHEN_FALSE)
+
+
+def is_fleeting(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> bool:
+    """Whether ``after`` says no more than how far the pool is, which the next moment may change.
+
+    That the pool becomes Ready or stops being it is not fleeting, nor is anything that is wrong.
+    """
+    if before is None or before.get("observedGeneration") != after["observedGeneration"]:
+        return False
+    for item in after["conditions"]:
+        old = condition_of(before, item["type"])
+        if (old.get("status"), old.get("reason")) == (item["status"], item["reason"]):
+            continue
+        if item["type"] == Condition.READY and old.get("status") != item["status"]:
+            return False
+        if item["reason"] not in _FLEETING:
+            return False
+    return True
 
 
 def _counted(view: View, endpoints: Iterable[ReplicaEndpoint]) -> Sequence[object]:

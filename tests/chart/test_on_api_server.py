@@ -189,6 +189,7 @@ def test_upgrade_keeps_what_did_not_change_when_the_chart_is_a_newer_one(
 
 
 @pytest.mark.slow
+@pytest.mark.pain_23
 def test_upgrade_brings_new_fields_of_the_crds(release: Release, tmp_path: Path) -> None:
     older = shutil.copytree(CHART, tmp_path / "older")
     crd = older / "templates" / "crds" / "modelpools.yaml"

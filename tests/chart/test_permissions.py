@@ -119,6 +119,11 @@ def test_the_operator_knows_every_variable_that_it_is_given(values: dict[str, An
     assert [] == unknown
 
 
+def test_the_operator_is_told_the_deployment_that_owns_what_it_writes() -> None:
+    deployment = one(render(), "Deployment", "operator")["metadata"]["name"]
+    assert deployment == settings_from(operator_environment({})).deployment
+
+
 def test_the_operator_takes_the_values_as_they_were_meant() -> None:
     settings = settings_from(
         operator_environment(

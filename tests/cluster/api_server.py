@@ -125,6 +125,10 @@ class ApiServer(Cluster):
         """Resident memory of each process."""
         return {name: each.rss_bytes() for name, each in self._processes.items() if each.is_alive}
 
+    def pids(self) -> dict[str, int]:
+        """Each process's id."""
+        return {name: each.pid for name, each in self._processes.items() if each.is_alive}
+
     def close(self) -> None:
         """End all processes and remove their folder."""
         for name in ("kube-controller-manager", "kube-apiserver", "etcd"):

@@ -176,6 +176,10 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         ],
         [pods(), pods(matchLabels={}, matchExpressions=[])],
     ),
+    "matchLabels must have keys that are labels, such as app or example.com/app": (
+        [pods(matchLabels={"example.com/app": "a.b_c-d"})],
+        [pods(matchLabels={"my app": "x"}), pods(matchLabels={"a=b": "x"})],
+    ),
     "external must be set exactly when type is External": (
         [pool_document(backend=EXTERNAL)],
         [

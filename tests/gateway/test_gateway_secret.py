@@ -44,9 +44,9 @@ def test_key_is_none_when_the_pool_refers_to_none() -> None:
     ("values", "said"),
     [
         ({}, "key k of the Secret team/s is not in the gateway's Secret system/pointsman-def"),
-        ({"credential.team.s.k": " "}, "the operator copies it there"),
-        ({"credential.team.s.k": "two\nlines"}, "printable ASCII"),
-        ({"credential.default.s.k": "of another namespace"}, "is not in the gateway's Secret"),
+        ({"credential.team_s_k": " "}, "the operator copies it there"),
+        ({"credential.team_s_k": "two\nlines"}, "printable ASCII"),
+        ({"credential.default_s_k": "of another namespace"}, "is not in the gateway's Secret"),
     ],
 )
 def test_key_is_missed_with_its_place_when_the_secret_lacks_it(

@@ -299,10 +299,10 @@ async def test_key_of_a_provider_is_read_from_the_secret_when_the_pool_refers_to
     kube.put_table(RouteTable(pools={"p": pool}, routes=table_of().routes))
     async with served(kube) as running:
         assert 503 == (await ask(running.gateway, post(chat()))).status
-        kube.put_secret(**{"credential.team.s.k": "sk-1\n"})
+        kube.put_secret(**{"credential.team_s_k": "sk-1\n"})
         await until(lambda: bool(running.replicas))
         assert 200 == (await ask(running.gateway, post(chat()))).status
-        kube.put_secret(**{"credential.team.s.k": "sk-2"})
+        kube.put_secret(**{"credential.team_s_k": "sk-2"})
         await asyncio.sleep(0.05)
         assert 200 == (await ask(running.gateway, post(chat()))).status
     assert ["Bearer sk-1", "Bearer sk-2"] == [

@@ -114,6 +114,7 @@ def test_edit_is_in_force_at_two_gateways_within_two_seconds_when_the_api_has_ta
     assert p95 < 2.0
 
 
+@pytest.mark.pain_2
 def test_requests_go_on_and_a_deletion_in_the_gap_is_noticed_when_the_api_was_away(
     stoppable_api_server: ApiServer, fleet: Fleet, engine: Engine
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from pointsman_kube.client import Kube
 from pointsman_kube.errors import NotFound
 from pointsman_kube.kinds import MODEL_POOL, ROUTE_POLICY, Kind, Object, Ref
+from pointsman_operator.ownership import DEPLOYMENT
 from tests.api.operator.gateways import GatewayDouble
 from tests.api.operator.process import OperatorProcess
 from tests.cluster.cluster import Cluster
@@ -75,6 +76,23 @@ class Stage:
         """Apply objects as kubectl does."""
         return [await self.admin.apply(_in(self.namespace, item)) for item in objects]
 
+    async def make_deployment(self, name: str) -> Object:
+        """The operator's own Deployment, as the chart makes it, but without pods."""
+        labels = {"app": name}
+        containers = [{"name": "operator", "image": "example.com/pointsman:1"}]
+        item = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {
+                "replicas": 0,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}},
+            },
+        }
+        await asyncio.to_thread(self.cluster.kubectl, "apply", "-f", "-", stdin=item)
+        return await self.admin.get(Ref(kind=DEPLOYMENT, namespace=self.namespace, name=name))
+
     async def get(self, kind: Kind, name: str, namespace: str = "") -> Object | None:
         """An object; None where there is none."""
         try:
@@ -121,6 +139,11 @@ class Stage:
             await self.until_condition(kind, name, "Ready", "True", seconds=seconds)
 
 
+async def is_gone(stage: Stage, kind: Kind, name: str) -> bool:
+    """Whether there is no such object in the stage's namespace."""
+    return await stage.get(kind, name) is None
+
+
 def condition_in(item: Object | None, condition: str) -> dict[str, Any] | None:
     """One condition of an object."""
     status = (item or {}).get("status") or {}
@@ -145,4 +168,4 @@ def _in(namespace: str, item: dict[str, Any]) -> dict[str, Any]:
     return {**item, "metadata": {**item["metadata"], "namespace": namespace}}
 
 
-__all__ = ["MODEL_POOL", "QUICK", "ROUTE_POLICY", "Stage", "condition_in", "until"]
+__all__ = ["MODEL_POOL", "QUICK", "ROUTE_POLICY", "Stage", "condition_in", "is_gone", "until"]

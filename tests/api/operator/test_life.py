@@ -18,13 +18,15 @@ from pointsman_kube.kinds import (
     ENDPOINT_SLICE,
     LEASE,
     MODEL_POOL,
+    RAY_CLUSTER,
     RAY_SERVICE,
     ROUTE_POLICY,
     Ref,
 )
 from pointsman_operator.permissions import PERMISSIONS, Scope
 from tests.api.operator.process import OperatorProcess
-from tests.api.operator.stage import Stage, until
+from tests.api.operator.stage import Stage, is_gone, until
+from tests.api.operator.stuck import make_stuck_cluster
 from tests.cluster.api_server import ApiServer
 from tests.cluster.cluster import Cluster
 from tests.contract.samples import policy_document, pool_document, rule_document
@@ -75,6 +77,7 @@ async def _reconciled(operator: OperatorProcess, count: int) -> bool:
     return await operator.metric("pointsman_operator_reconciles_total") >= count
 
 
+@pytest.mark.pain_25
 async def test_pools_keep_no_trace_of_the_operator_and_go_without_it(stage: Stage) -> None:
     await stage.play_ray()
     operator = await stage.operator()
@@ -166,6 +169,7 @@ async def test_converges_when_it_is_killed_again_and_again(stage: Stage) -> None
     assert len(NAMES) == len(revisions)
 
 
+@pytest.mark.pain_2
 async def test_sees_deletions_when_the_api_server_was_away(
     stage: Stage, stoppable_api_server: ApiServer
 ) -> None:
@@ -228,16 +232,18 @@ async def test_needs_no_more_rights_than_its_table_says(
         await asyncio.to_thread(api_server.kubectl, "apply", "-f", "-", stdin=item)
     kubeconfig = api_server.write_kubeconfig(tmp_path / "limited", token=token)
     await stage.play_ray()
-    operator = await stage.operator(kubeconfig=kubeconfig)
+    await stage.make_deployment("release-operator")
+    await make_stuck_cluster(stage, "stuck")
+    operator = await stage.operator(
+        kubeconfig=kubeconfig, deployment="release-operator", stuck_seconds=2
+    )
     await operator.until_leading()
     await converge(stage)
+    await until(lambda: is_gone(stage, RAY_CLUSTER, "stuck"))
     await stage.delete(MODEL_POOL, NAMES[0])
     await stage.apply(pool_document(NAMES[1], replicas=0))
 
-    async def at_zero() -> bool:
-        return await stage.get(RAY_SERVICE, NAMES[1]) is None
-
-    await until(at_zero)
+    await until(lambda: is_gone(stage, RAY_SERVICE, NAMES[1]))
     await operator.stop()
     user = f"system:serviceaccount:{stage.namespace}:pointsman-operator"
     calls = [c for c in api_server.calls() if c.user == user and c.at >= moment]

@@ -128,6 +128,7 @@ async def test_last_good_state_serves_on_when_an_edit_cannot_be_run(stage: Stage
     await stage.until_condition(MODEL_POOL, "chat", "Accepted", "True")
 
 
+@pytest.mark.pain_15
 async def test_older_policy_keeps_the_name_when_two_want_it(stage: Stage) -> None:
     await stage.play_ray()
     operator = await stage.operator()
@@ -223,6 +224,7 @@ async def test_a_policy_edit_is_in_the_route_table_within_a_fifth_of_a_second(
     assert statistics.median(took) < 0.2
 
 
+@pytest.mark.pain_13
 async def test_replicas_follow_the_load_when_the_pool_is_autoscaled(stage: Stage) -> None:
     ray = await stage.play_ray()
     operator = await stage.operator()
@@ -282,6 +284,7 @@ async def test_external_pool_waits_for_its_secret_and_takes_new_values(stage: St
     assert "second" not in operator.log.read_text()
 
 
+@pytest.mark.pain_1
 async def test_pods_that_somebody_runs_are_served_when_selected(stage: Stage) -> None:
     operator = await stage.operator()
     await operator.until_leading()

@@ -6,6 +6,8 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 
+import pytest
+
 from pointsman_kube.kinds import CONFIG_MAP, Object
 from pointsman_kube.mirror import Key, Mirror
 from tests.unit.kube.fake_api_server import FakeApiServer, config_map, kube_for, status_object
@@ -66,6 +68,7 @@ async def test_tells_what_is_there_and_what_comes_when_started(server: FakeApiSe
         assert "managedFields" not in two["metadata"]
 
 
+@pytest.mark.pain_2
 async def test_tells_a_deletion_that_no_watch_saw_when_history_is_lost(
     server: FakeApiServer,
 ) -> None:

@@ -5,35 +5,57 @@ from typing import Any
 import pytest
 
 from pointsman_operator.clusters import REDIS_FINALIZER, stuck_clusters
+from pointsman_operator.objects import name_of
 from pointsman_operator.times import seconds_of, timestamp
 from tests.unit.operator.scenes import NOW, ray_cluster, worker_pod
 
+OURS = {"app.kubernetes.io/managed-by": "pointsman-operator"}
 
-def going(age_seconds: float, *, finalizers: Any = (REDIS_FINALIZER,)) -> Any:
+
+def going(*, finalizers: Any = (REDIS_FINALIZER,), labels: Any = OURS) -> Any:
     return ray_cluster(
-        "one", deletionTimestamp=timestamp(NOW - age_seconds), finalizers=list(finalizers)
+        "one",
+        deletionTimestamp=timestamp(NOW),
+        finalizers=list(finalizers),
+        labels=dict(labels),
     )
 
 
-def test_a_cluster_that_only_kuberays_finalizer_holds_is_stuck() -> None:
-    assert ["rayclusters.ray.io team/one"] == [
-        str(ref) for ref in stuck_clusters([going(600)], [], now=NOW)
-    ]
+def cleanup_pod(phase: str) -> Any:
+    pod = worker_pod("cleanup", "10.0.0.9", status={"phase": phase})
+    pod["metadata"]["labels"]["ray.io/node-type"] = "redis-cleanup"
+    return pod
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [
+        [],
+        [worker_pod("a", "10.0.0.1")],
+        [worker_pod("a", "10.0.0.1", cluster="two", going=True)],
+        [cleanup_pod("Failed")],
+    ],
+    ids=["no pod", "nobody ends its pods", "another cluster drains", "clearing failed"],
+)
+def test_a_cluster_that_only_kuberays_finalizer_holds_is_stuck(pods: Any) -> None:
+    assert ["one"] == [name_of(item) for item in stuck_clusters([going()], pods)]
 
 
 @pytest.mark.parametrize(
     ("cluster", "pods"),
     [
-        (going(60), []),
-        (going(600), [worker_pod("a", "10.0.0.1", going=True)]),
-        (going(600, finalizers=("somebody.else/s",)), []),
-        (ray_cluster("one", finalizers=[REDIS_FINALIZER]), []),
+        (going(), [worker_pod("a", "10.0.0.1", going=True)]),
+        (going(), [cleanup_pod("Running")]),
+        (going(finalizers=("somebody.else/s",)), []),
+        (going(labels={}), []),
+        (ray_cluster("one", finalizers=[REDIS_FINALIZER], labels=OURS), []),
     ],
+    ids=["drains", "is cleared", "held by others", "somebody else's", "not deleted"],
 )
-def test_a_cluster_is_not_stuck_when_it_is_young_drains_or_is_held_by_others(
+def test_a_cluster_is_not_stuck_when_somebody_works_on_it_or_holds_it(
     cluster: Any, pods: Any
 ) -> None:
-    assert () == stuck_clusters([cluster], pods, now=NOW)
+    assert () == stuck_clusters([cluster], pods)
 
 
 def test_times_are_written_as_kubernetes_does() -> None:

@@ -65,6 +65,7 @@ def test_a_changed_field_is_put_back(change: dict[str, Any]) -> None:
     assert needs_apply(live, WANTED)
 
 
+@pytest.mark.pain_17
 def test_a_field_that_is_wanted_no_more_is_noticed() -> None:
     fewer = copy.deepcopy(WANTED)
     del fewer["spec"]["flag"]

@@ -148,12 +148,25 @@ def test_running_replicas_stay_when_ray_lists_its_proxy_alone() -> None:
     assert before[:1] == after
 
 
-def test_nothing_is_left_when_ray_knows_no_such_application() -> None:
+def test_replicas_stay_when_a_head_that_came_back_knows_no_application_yet() -> None:
     observed, _ = running(POOL, replicas=2)
-    _, memory = joined(observed)
+    before, memory = joined(observed)
     other = reading_of(serve_document({}, pool="other"))
 
-    assert ((), EndpointsMemory()) == joined(replace(observed, serve={"one": other}), memory)
+    assert (before, memory) == joined(replace(observed, serve={"one": other}), memory)
+
+
+def test_a_pod_that_has_ended_speaks_for_no_address() -> None:
+    observed, _ = running(POOL, replicas=1)
+    (pod,) = observed.pods
+    ended = {
+        "metadata": {**pod["metadata"], "name": "former", "uid": "former"},
+        "status": {**pod["status"], "phase": "Failed", "conditions": []},
+    }
+
+    for pods in ((pod, ended), (ended, pod)):
+        (endpoint,) = joined(replace(observed, pods=pods))[0]
+        assert ("pod-0", True) == (endpoint.pod, endpoint.ready)
 
 
 def test_the_list_of_a_cluster_is_forgotten_when_it_is_gone() -> None:
@@ -247,6 +260,16 @@ def test_slices_lie_in_the_gateways_namespace_and_name_their_pool() -> None:
         item["metadata"]["labels"]["pointsman.dev/pool-namespace"],
     )
     assert "ownerReferences" not in item["metadata"]
+
+
+def test_slices_are_owned_when_there_is_an_owner() -> None:
+    owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "operator", "uid": "1"}
+    (bare,) = sliced([endpoint(1)]).apply
+
+    (item,) = plan_slices(POOL, [endpoint(1)], [bare], namespace="system", owner=owner).apply
+
+    assert [owner] == item["metadata"]["ownerReferences"]
+    assert () == plan_slices(POOL, [endpoint(1)], [item], namespace="system", owner=owner).apply
 
 
 def test_nothing_is_written_when_no_replica_changed() -> None:

@@ -11,6 +11,7 @@ from pointsman_api.route_config import read_route_config
 from pointsman_operator.gateway_plan import (
     REMEMBERED_TABLES,
     GatewayPlan,
+    MadeTable,
     PolicyMemory,
     plan_gateway,
     policy_parts,
@@ -30,6 +31,9 @@ def gateway_plan(
     credentials: Any = None,
     config_maps: Any = (),
     memory: PolicyMemory | None = None,
+    owner: Any = None,
+    made: MadeTable | None = None,
+    labels: Any = None,
 ) -> GatewayPlan:
     applied = [] if live is None else copy.deepcopy(list(live.apply))
     maps = [item for item in applied if item["kind"] == "ConfigMap"]
@@ -39,11 +43,13 @@ def gateway_plan(
         pools,
         policies,
         namespace="system",
-        namespace_labels={},
+        namespace_labels=labels or {},
         secrets=secrets,
         config_maps=[*maps, *config_maps],
         credentials=found[0] if found else credentials,
         memory=memory or PolicyMemory(),
+        owner=owner,
+        made=made,
     )
 
 
@@ -115,9 +121,19 @@ def test_the_keys_are_the_replicas_tokens_and_the_providers_keys() -> None:
     pools = [made_pool(), external_pool(credentialSecretRef={"name": "key", "key": "api"})]
     secrets = {**TOKENS, ("team", "key"): {"api": "a2V5", "more": "eA=="}}
 
-    assert {"token.team.chat": "dG9rZW4=", "credential.team.key.api": "a2V5"} == keys(
+    assert {"token.team.chat": "dG9rZW4=", "credential.team_key_api": "a2V5"} == keys(
         gateway_plan(pools, secrets=secrets)
     )
+
+
+def test_a_key_is_left_out_when_it_is_too_long_to_be_one() -> None:
+    huge = external_pool("huge", credentialSecretRef={"name": "huge", "key": "api"})
+    pool = external_pool(credentialSecretRef={"name": "key", "key": "api"})
+    secrets = {("team", "key"): {"api": "a2V5"}, ("team", "huge"): {"api": "QUFB" * 100_000}}
+
+    plan = gateway_plan([huge, pool], secrets=secrets)
+
+    assert {"credential.team_key_api": "a2V5"} == keys(plan)
 
 
 def test_a_key_is_taken_back_when_its_secret_is_gone() -> None:
@@ -202,3 +218,46 @@ def test_the_order_of_the_objects_makes_no_difference(order: list[int]) -> None:
     assert gateway_plan(pools, policies) == gateway_plan(
         [pools[n] for n in order], [policies[n] for n in order]
     )
+
+
+def test_everything_is_owned_when_there_is_an_owner() -> None:
+    owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "operator", "uid": "1"}
+    pools = [made_pool()]
+    live = gateway_plan(pools)
+
+    plan = gateway_plan(pools, live=live, owner=owner)
+
+    assert [("Secret", [owner]), ("ConfigMap", [owner])] == [
+        (item["kind"], item["metadata"]["ownerReferences"]) for item in plan.apply
+    ]
+    assert () == gateway_plan(pools, live=plan, owner=owner).apply
+
+
+def test_a_policys_part_is_known_when_its_table_is_remembered() -> None:
+    plan = gateway_plan([made_pool()], [made_policy()])
+
+    part = plan.memory.part(plan.config_hash, "team/assistant")
+
+    assert part == policy_parts(plan.compiled.table)["team/assistant"]
+    assert "" == plan.memory.part(plan.config_hash, "team/another")
+    assert None is plan.memory.part("unknown", "team/assistant")
+
+
+def test_a_pools_own_route_is_no_policys_part() -> None:
+    plan = gateway_plan([made_pool()], [made_policy()])
+
+    assert {"team/assistant"} == set(policy_parts(plan.compiled.table))
+    assert 2 == len(plan.compiled.table.routes)
+
+
+def test_a_table_is_made_anew_when_an_object_or_a_namespace_is_another_and_not_else() -> None:
+    pools, policies = [made_pool()], [made_policy()]
+    made = gateway_plan(pools, policies).made
+
+    def again(*pools: Any, labels: Any = None) -> MadeTable | None:
+        return gateway_plan(pools, policies, made=made, labels=labels).made
+
+    assert made is again(made_pool(status={"replicas": 3}))
+    assert made is not again(made_pool(generation=2))
+    assert made is not again(made_pool(), made_pool(name="other"))
+    assert made is not again(made_pool(), labels={"team": {"tier": "gold"}})

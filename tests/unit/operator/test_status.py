@@ -11,7 +11,13 @@ from pointsman_api.conditions import Reason
 from pointsman_api.modelpool import ModelPool, ModelPoolStatus
 from pointsman_operator.endpoints import EndpointsMemory, join_endpoints
 from pointsman_operator.observed import PoolObserved, PoolReport
-from pointsman_operator.status import pool_events, pool_status
+from pointsman_operator.status import (
+    is_fleeting,
+    pool_events,
+    pool_rollout,
+    pool_status,
+    rollout_moves,
+)
 from tests.unit.operator.scenes import (
     NOW,
     SETTINGS,
@@ -39,6 +45,10 @@ CONFLICT = RouteProblem(
 )
 
 
+def _endpoints(pool: ModelPool, observed: PoolObserved) -> Any:
+    return join_endpoints(pool, observed, EndpointsMemory())[0]
+
+
 def status_of(
     pool: ModelPool,
     observed: PoolObserved,
@@ -50,7 +60,7 @@ def status_of(
     """The status of a pool that was settled; ``before`` is what the pool has, too."""
     if before is not None:
         pool = pool.model_copy(update={"status": ModelPoolStatus.model_validate(dict(before))})
-    endpoints, _ = join_endpoints(pool, observed, EndpointsMemory())
+    endpoints = _endpoints(pool, observed)
     status = pool_status(
         pool,
         observed,
@@ -307,6 +317,8 @@ def test_a_roll_out_that_takes_too_long_is_told_and_stays_told() -> None:
 
     assert ("True", "RollingOut") == said(in_time)["Progressing"]
     assert ("False", "ProgressDeadlineExceeded") == said(late)["Progressing"]
+    rollout = pool_rollout(pool, observed, planned(pool, observed), _endpoints(pool, observed))
+    assert [True, False] == [rollout_moves(rollout, status) for status in (in_time, late)]
     assert late == later
     assert "serve on" in message(late, "Progressing")
     assert ("True", "Ready") == said(late)["Ready"]
@@ -401,3 +413,41 @@ def test_the_end_of_a_roll_out_is_good_news() -> None:
     assert [("Normal", "RolledOut")] == [
         (note.type, note.reason) for note in pool_events(during, done)
     ]
+
+
+def test_how_far_a_pool_is_is_fleeting_when_it_neither_becomes_ready_nor_fails() -> None:
+    pool = made_pool(replicas=2)
+    none, one, both = (
+        status_of(pool, running(pool, ready=ready)[0], before={}) for ready in (0, 1, 2)
+    )
+
+    assert is_fleeting(one, both)
+    assert is_fleeting(one, {**one, "replicas": 9})
+    assert not is_fleeting(None, none)
+    assert not is_fleeting(none, one)
+    assert not is_fleeting(one, none)
+    assert not is_fleeting(one, {**both, "observedGeneration": 9})
+
+
+def test_a_status_is_not_fleeting_when_it_says_what_is_wrong() -> None:
+    pool = made_pool()
+    observed, _ = running(pool, ready=0)
+    before = status_of(pool, observed, before={})
+    container = {"name": "engine", "state": {"terminated": {"reason": "OOMKilled"}}}
+    broken = worker_pod("pod-0", "", status={"containerStatuses": [container]})
+
+    after = status_of(pool, replace(observed, pods=(broken,)), before=before)
+
+    assert not is_fleeting(before, after)
+
+
+def test_no_event_tells_that_a_pool_still_waits_when_only_the_reason_is_another() -> None:
+    pool = made_pool()
+    unreached = (gateway(pools={"team/chat": PoolReport(serving_replicas=0)}),)
+    starting = status_of(pool, running(pool, ready=0)[0], before={})
+    waiting = status_of(pool, replace(running(pool)[0], gateways=unreached), before=starting)
+
+    told = [note.message.partition(":")[0] for note in pool_events(starting, waiting)]
+
+    assert "Ready is False" not in told
+    assert "ReplicasReady is True" in told

@@ -10,6 +10,7 @@
 {{- $ray := $operator.ray -}}
 {{- $head := $operator.rayHead -}}
 LISTEN_PORT: "9090"
+DEPLOYMENT: {{ include "pointsman.operator.name" . | quote }}
 GATEWAYS: {{ prepend $operator.extraGateways .Values.gateway.name | uniq | join "," | quote }}
 LOG_LEVEL: {{ $operator.logLevel | quote }}
 ALLOW_HOST_PATH: {{ $operator.allowHostPath | quote }}

@@ -166,9 +166,9 @@ def _versions(
     pools: Iterable[ModelPool], policies: Iterable[RoutePolicy], labels: NamespaceLabels
 ) -> tuple[object, ...]:
     """All that a table depends on: of an object its spec, which its generation tells."""
+    items: list[ModelPool | RoutePolicy] = [*pools, *policies]
     objects = frozenset(
-        (item.kind, item.key, item.metadata.uid, item.metadata.generation)
-        for item in (*pools, *policies)
+        (item.kind, item.key, item.metadata.uid, item.metadata.generation) for item in items
     )
     return objects, labels
 

@@ -58,13 +58,13 @@ def cause_of(*pods: Any, readings: Any = (), lines: Any = None) -> Cause:
     return cause
 
 
-@pytest.mark.pain_16
 def test_nothing_is_wrong_when_pods_run_and_ray_is_content() -> None:
     reading = reading_of(serve_document({"a": ("10.0.0.1", 30000)}))
 
     assert None is find_cause([worker_pod("pod-0", "10.0.0.1")], [reading])
 
 
+@pytest.mark.pain_16
 def test_the_schedulers_words_are_told() -> None:
     cause = cause_of(unschedulable())
 

@@ -123,7 +123,7 @@ def small_values(cluster: NodeCluster | ExistingCluster) -> dict[str, Any]:
                 "transformers": environment,
             },
             "gpu": {"enabled": False},
-            "rayHead": {"image": engine, "cpu": "200m", "memory": "512Mi"},
+            "rayHead": {"image": engine, "cpu": "100m", "memory": "512Mi"},
             "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
         },
         "gateway": {

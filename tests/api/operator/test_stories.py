@@ -270,7 +270,7 @@ async def test_external_pool_waits_for_its_secret_and_takes_new_values(stage: St
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "provider"}}
     await stage.apply({**secret, "stringData": {"token": "first"}})
     await stage.until_ready(MODEL_POOL, "hosted", seconds=15)
-    key = f"credential.{stage.namespace}.provider.token"
+    key = f"credential.{stage.namespace}_provider_token"
 
     async def key_is(value: str) -> bool:
         keys = await stage.get(SECRET, "pointsman-default-credentials")

@@ -11,8 +11,8 @@ from pointsman_kube.kinds import MODEL_POOL, RAY_CLUSTER, RAY_SERVICE, Kind, Ref
 from pointsman_operator.clusters import REDIS_FINALIZER
 from tests.api.operator.stage import Stage, is_gone, until
 from tests.api.operator.stuck import free, make_stuck_cluster
-from tests.cluster.binaries import kuberay_crds
 from tests.cluster.cluster import Cluster
+from tests.cluster.fixtures import ray_crds
 from tests.contract.samples import EXTERNAL, pool_document
 
 _CRD = Kind(
@@ -53,7 +53,7 @@ async def test_pools_say_so_and_start_again_when_the_crds_go_and_come_back(
     await stage.apply(pool_document("hosted", backend={**EXTERNAL}))
     await until(lambda: "hosted" in getattr(stage.gateway.table, "routes", {}))
     assert 200 == (await operator.ask("/healthz"))[0]
-    await asyncio.to_thread(api_server.apply_crds, *kuberay_crds())
+    await asyncio.to_thread(api_server.apply_crds, *ray_crds())
     await stage.until_ready(MODEL_POOL, *names, seconds=60)
     for name, before in zip(names, services, strict=True):
         after = await stage.get(RAY_SERVICE, name)

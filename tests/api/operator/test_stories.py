@@ -21,8 +21,8 @@ from pointsman_kube.kinds import (
     Ref,
 )
 from tests.api.operator.stage import Stage, condition_in, until
-from tests.cluster.binaries import kuberay_crds
 from tests.cluster.cluster import Cluster
+from tests.cluster.fixtures import ray_crds
 from tests.contract.samples import EXTERNAL, PODS, policy_document, pool_document, rule_document
 
 _CRD = Kind(
@@ -194,7 +194,7 @@ async def test_pools_start_when_kuberay_appears(stage: Stage, api_server: Cluste
     await stage.until_condition(
         MODEL_POOL, "chat", "ReplicasReady", "False", reason="KubeRayNotInstalled", seconds=40
     )
-    await asyncio.to_thread(api_server.apply_crds, *kuberay_crds())
+    await asyncio.to_thread(api_server.apply_crds, *ray_crds())
     await stage.play_ray()
     await until(lambda: stage.get(RAY_SERVICE, "chat"), 30.0)
 

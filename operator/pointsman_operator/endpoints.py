@@ -139,16 +139,18 @@ def _targets(
 
     For some seconds after a change it lists no deployments, and while replicas are replaced one
     by one it may list its proxy alone, though replicas run. A head that has just come back knows no
-    application at all while its controller is not there yet: those that are dead go by their pods
-    and by what the gateways see.
+    application at all while its controller is not there yet, and then finds its replicas again one
+    by one (RECOVERING): those that are dead go by their pods and by what the gateways see.
     """
     if reading is None or reading.status is None or not reading.status.listed:
         return remembered
     status = reading.status
-    if status.targets:
-        return status.targets
-    running = {replica.replica for replica in status.replicas if replica.state == "RUNNING"}
-    return tuple(target for target in remembered if target.replica in running)
+    if not status.targets and not status.replicas:
+        return remembered
+    living = {item.replica for item in status.replicas if item.state not in _GOING_STATES}
+    listed = {target.replica for target in status.targets}
+    kept = (target for target in remembered if target.replica in living - listed)
+    return (*status.targets, *kept)
 
 
 def _has_ended(pod: Mapping[str, Any]) -> bool:

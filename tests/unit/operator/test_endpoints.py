@@ -148,6 +148,23 @@ def test_running_replicas_stay_when_ray_lists_its_proxy_alone() -> None:
     assert before[:1] == after
 
 
+def test_replicas_stay_when_a_head_that_came_back_finds_them_one_by_one() -> None:
+    observed, _ = running(POOL, replicas=2)
+    before, memory = joined(observed)
+    addresses = {"replica0": ("10.0.0.1", 30000), "replica1": ("10.0.0.2", 30000)}
+    recovering = {"replica0": "RECOVERING", "replica1": "RECOVERING"}
+    one_found = serve_document(addresses, states={"replica1": "RECOVERING"})
+    none_found = serve_document(addresses, states=recovering)
+    none_known = serve_document({}, total=2)
+    for document, targets in ((none_known, 0), (none_found, 0), (one_found, 1)):
+        group = document["target_groups"][0]
+        group["targets"] = group["targets"][:targets]
+
+        after, memory = joined(replace(observed, serve={"one": reading_of(document)}), memory)
+
+        assert before == after
+
+
 def test_replicas_stay_when_a_head_that_came_back_knows_no_application_yet() -> None:
     observed, _ = running(POOL, replicas=2)
     before, memory = joined(observed)

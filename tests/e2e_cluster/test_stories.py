@@ -74,8 +74,8 @@ def test_first_answer_comes_about_as_soon_as_a_bare_ray_service_is_ready(
         world.apply(pool_document("sim", replicas=1))
         world.until(lambda: _answers(world, "sim"), "first answer", 240, lambda: world.shown("sim"))
         pool_seconds = time.monotonic() - started
-        row.note(f"{pool_seconds:.1f} s from apply, {pool_seconds / bare_seconds:.2f} × the bare")
-        assert pool_seconds <= 1.25 * bare_seconds
+        row.note(f"{pool_seconds:.1f} s from apply")
+        row.goal("against the bare RayService", pool_seconds / bare_seconds, 1.25, "×")
 
 
 def test_pool_scales_up_when_kubectl_says_so(world: World, stories: StoryTable) -> None:
@@ -97,12 +97,10 @@ def test_requests_go_on_when_a_replica_is_killed(world: World, stories: StoryTab
                 out.append(gone)
                 back.append(returned)
         row.note(str(load.tally))
-        row.note(f"out of use after p50 {percentile(out, 0.5):.2f}, max {max(out):.2f} s")
-        row.note(f"successor in use {max(back):.2f} s at most after it answered its health check")
+        row.goal("out of use after at most", max(out), 1.0)
+        row.goal("successor in use, from its first answered health check, at most", max(back), 3.0)
         assert not load.tally.failed
         assert not load.tally.broken
-        assert max(out) <= 1.0
-        assert max(back) <= 3.0
 
 
 def test_nothing_restarts_when_the_ray_head_is_killed(world: World, stories: StoryTable) -> None:
@@ -180,9 +178,8 @@ def test_policy_edit_reaches_every_gateway_within_two_seconds(
                 replied = time.monotonic()
                 futures = [threads.submit(_until_pool, world, a, pool) for a in gateways]
                 seconds += [each.result() - replied for each in futures]
-        p95 = percentile(seconds, 0.95)
-        row.note(f"in force after p50 {percentile(seconds, 0.5):.3f}, p95 {p95:.3f} s")
-        assert p95 < 2.0
+        row.note(f"in force after p50 {percentile(seconds, 0.5):.3f} s")
+        row.goal("p95", percentile(seconds, 0.95), 2.0)
 
 
 def test_older_policy_keeps_its_name_when_another_claims_it(
@@ -252,11 +249,11 @@ def test_pool_follows_the_load_when_it_has_autoscaling(world: World, stories: St
             seconds = world.until(
                 lambda: (world.pool("auto").get("status") or {}).get("readyReplicas", 0) >= 2,
                 "a second replica",
-                120,
+                240,
                 lambda: world.shown("auto"),
             )
-            row.note(f"second replica {seconds:.1f} s after the load")
-            assert seconds <= 120  # 30 s of load and 90 s
+            # 30 s of load, and 90 s.
+            row.goal("second replica after the load began", seconds, 120.0)
         assert not load.tally.failed
         assert not load.tally.broken
         idle = time.monotonic()
@@ -338,7 +335,10 @@ def test_no_orphan_is_left_when_helm_uninstalls(world: World, stories: StoryTabl
         for pool in ("smollm2", "smollm2-moe"):
             world.until(lambda name=pool: not _left_of(world, name), "pools go", 240)
         world.release.helm("uninstall", "pointsman", "--wait")
-        kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,leases"
+        kinds = (
+            "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,leases,"
+            "endpointslices,controllerrevisions,poddisruptionbudgets,horizontalpodautoscalers"
+        )
         world.until(
             lambda: not _named(world.cluster.kubectl("-n", NAMESPACE, "get", kinds, "-o", "name")),
             "the namespace is empty",

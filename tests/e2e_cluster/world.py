@@ -188,11 +188,19 @@ def condition(found: Mapping[str, Any], kind: str) -> tuple[str, str, str]:
 
 
 def pool_document(name: str, *, args: tuple[str, ...] = (), **spec: Any) -> dict[str, Any]:
-    """A ModelPool with the Simulated engine, which speaks 30 tokens a second."""
+    """A ModelPool with the Simulated engine, which speaks 30 tokens a second.
+
+    Its pods ask for little, so that two processors hold the workers that a roll-out leaves idle
+    and the next story's pools too.
+    """
     engine = {
         "type": "Simulated",
         "args": ["--iteration-seconds=0.03", *args],
         "maxSequences": 16,
+    }
+    container = {
+        "name": "engine",
+        "resources": {"requests": {"cpu": "50m", "memory": "384Mi"}},
     }
     return {
         "apiVersion": "pointsman.dev/v1alpha1",
@@ -200,7 +208,10 @@ def pool_document(name: str, *, args: tuple[str, ...] = (), **spec: Any) -> dict
         "metadata": {"name": name},
         "spec": {
             "servedModelName": name,
-            "backend": {"type": "RayServe", "rayServe": {"engine": engine}},
+            "backend": {
+                "type": "RayServe",
+                "rayServe": {"engine": engine, "template": {"spec": {"containers": [container]}}},
+            },
             "contextTokens": 8192,
             "rollout": {"drainTimeout": "60s"},
             **spec,

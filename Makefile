@@ -65,7 +65,7 @@ e2e: install ## Pods that really run: Kubernetes, KubeRay, the chart, real vLLM 
 	@$(BIN)/python -m tests.cluster.binaries
 	@$(BIN)/pointsman model import smollm2
 	@$(BIN)/pointsman model upcycle smollm2 smollm2-moe
-	@$(BIN)/python -m pytest -x --timeout=900 tests/e2e_cluster $(E2E_ARGS)
+	@$(BIN)/python -m pytest -x --timeout=1500 tests/e2e_cluster $(E2E_ARGS)
 
 .PHONY: scale
 scale: install ## 500 ModelPools and 50 RoutePolicies on a real API server: seconds, memory, calls

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pointsman_api.conditions import Reason
-from pointsman_api.meta import ObjectMeta, object_key
+from pointsman_api.field_path import FieldPath
+from pointsman_api.kept_routes import KeptRoutes
+from pointsman_api.meta import object_key
+from pointsman_api.model_names import Claim, age_of, award
 from pointsman_api.modelpool import ModelPool, NamespacesFrom
 from pointsman_api.pool_entry import pool_entry
 from pointsman_api.route_table import (
+    POOL_ROUTE,
     FusedObjective,
     HeaderMatch,
     Hedging,
@@ -36,9 +40,6 @@ from pointsman_api.routepolicy import (
 )
 
 DEFAULT_GATEWAY = "default"
-POOL_ROUTE = "pool:"
-"""Instead of a policy's key, before a pool's: the route by which it answers to its own name."""
-FieldPath = tuple[str | int, ...]
 NamespaceLabels = Mapping[str, dict[str, str]]
 
 
@@ -83,13 +84,15 @@ def compile_route_table(
     gateway: str = DEFAULT_GATEWAY,
     namespace_labels: NamespaceLabels | None = None,
     secrets_folder: str = "",
+    kept: KeptRoutes | None = None,
 ) -> CompiledRoutes:
     """The table that one gateway runs; the order of the objects makes no difference.
 
-    A model name that two objects want goes to the older one (creation time, then name); a pool
-    answers to its own servedModelName on the gateway ``default``, unless a policy has the name. A
-    target that is missing or not allowed is left out; a rule without any target left stays, so
-    that its requests are refused instead of falling through to a later rule.
+    A pool answers to its own servedModelName on the gateway ``default``. A model name that two
+    objects want goes to the older one (creation time, then namespace and name), pool or policy; a
+    policy has the names of pools of its own namespace whatever its age. A target that is missing or
+    not allowed is left out; a rule without any target left stays, so that its requests are refused
+    instead of falling through to a later rule.
 
     Args:
         pools: every ModelPool, of all namespaces.
@@ -98,36 +101,41 @@ def compile_route_table(
         namespace_labels: labels of the namespaces, for ``allowedRoutes`` with a selector.
         secrets_folder: where Secrets lie as files (``NAME/KEY``, ``NAMESPACE/NAME/KEY`` outside
             ``default``); empty: credentials stay references.
+        kept: what stays as it was, of objects that are not among these.
 
     Returns:
         The table, and every problem of the pools and of this gateway's policies.
     """
-    labels = namespace_labels or {}
-    by_key = {pool.key: pool for pool in sorted(pools, key=_age)}
+    labels, kept = namespace_labels or {}, kept or KeptRoutes()
+    by_key = {pool.key: pool for pool in sorted(pools, key=age_of)}
     attached = [policy for policy in policies if policy.spec.gateway_ref.name == gateway]
-    routes: dict[str, Route] = {}
     problems: list[RouteProblem] = []
-    owners: dict[str, str] = {}
-    used: set[str] = set()
-    for policy in sorted(attached, key=_age):
+    claims: list[Claim] = []
+    for policy in sorted(attached, key=age_of):
         rules = tuple(
-            _rule(policy, index, by_key, labels, problems)
+            _rule(policy, index, by_key, labels, kept, problems)
             for index in range(len(policy.spec.rules))
         )
-        used.update(target.pool for rule in rules for target in rule.targets)
+        route = Route(policy=policy.key, rules=rules)
         for index, name in enumerate(policy.spec.model_names):
-            if name in owners:
-                problems.append(_name_taken_by_policy(policy, index, name, owners[name]))
-            else:
-                owners[name] = policy.key
-                routes[name] = Route(policy=policy.key, rules=rules)
+            claims.append(Claim(name=name, item=policy, route=route, index=index))
+    used = {target.pool for claim in claims for target in _targets(claim.route)}
     if gateway == DEFAULT_GATEWAY:
-        used.update(by_key)
-        _add_direct_routes(by_key, routes, problems)
-    table = RouteTable(
-        pools={key: pool_entry(by_key[key], secrets_folder) for key in sorted(used)},
-        routes=dict(sorted(routes.items())),
-    )
+        used.update(by_key, kept.pools)
+        claims += [_own_name(pool) for pool in by_key.values()]
+    routes = kept.routes_over(by_key)
+    used.update(target.pool for route in routes.values() for target in _targets(route))
+    awards = award(claim for claim in claims if claim.name not in routes)
+    problems += [
+        _name_taken(claim, routes[claim.name].policy, gateway)
+        for claim in claims
+        if claim.name in routes
+    ]
+    problems += [_name_taken(claim, owner.route.policy, gateway) for claim, owner in awards.lost]
+    routes |= {name: claim.route for name, claim in awards.owners.items()}
+    entries = {key: pool_entry(pool, secrets_folder) for key, pool in by_key.items() if key in used}
+    entries |= {key: entry for key, entry in kept.pools.items() if key in used}
+    table = RouteTable(pools=dict(sorted(entries.items())), routes=dict(sorted(routes.items())))
     return CompiledRoutes(table=table, problems=tuple(problems))
 
 
@@ -148,53 +156,45 @@ def check_objects(
     )
 
 
-def _age(item: ModelPool | RoutePolicy) -> tuple[bool, str, str, str]:
-    """Oldest first; an object that the API server has not seen yet is the youngest."""
-    meta: ObjectMeta = item.metadata
-    created = meta.creation_timestamp or ""
-    return (not created, created, meta.namespace, meta.name)
+def _own_name(pool: ModelPool) -> Claim:
+    """By which a pool answers to its own name."""
+    rule = Rule(name="default", targets=(Target(pool=pool.key),))
+    route = Route(policy=f"{POOL_ROUTE}{pool.key}", rules=(rule,))
+    return Claim(name=pool.spec.served_model_name, item=pool, route=route)
 
 
-def _add_direct_routes(
-    pools: Mapping[str, ModelPool], routes: dict[str, Route], problems: list[RouteProblem]
-) -> None:
-    """The routes by which pools answer to their own names. ``pools`` is ordered by age."""
-    owners: dict[str, str] = {}
-    for pool in pools.values():
-        name = pool.spec.served_model_name
-        if name in owners:
-            problems.append(
-                RouteProblem(
-                    kind=pool.kind,
-                    key=pool.key,
-                    field=("spec", "servedModelName"),
-                    value=name,
-                    reason=Reason.MODEL_NAME_CONFLICT,
-                    message=(
-                        f"the ModelPool {owners[name]} already serves this name: give one of the "
-                        "two another servedModelName, and list both in the targets of a RoutePolicy"
-                    ),
-                )
-            )
-            continue
-        owners[name] = pool.key
-        if name not in routes:
-            rule = Rule(name="default", targets=(Target(pool=pool.key),))
-            routes[name] = Route(policy=f"{POOL_ROUTE}{pool.key}", rules=(rule,))
+def _targets(route: Route) -> Iterator[Target]:
+    return (target for rule in route.rules for target in rule.targets)
 
 
-def _name_taken_by_policy(policy: RoutePolicy, index: int, name: str, owner: str) -> RouteProblem:
-    gateway = policy.spec.gateway_ref.name
+def _name_taken(claim: Claim, owner: str, gateway: str) -> RouteProblem:
+    """The problem of an object whose name belongs to another: to a policy, or a pool."""
+    pool = owner.removeprefix(POOL_ROUTE) if owner.startswith(POOL_ROUTE) else ""
+    if isinstance(claim.item, RoutePolicy):
+        path: FieldPath = ("spec", "modelNames", claim.index)
+        message = (
+            f"the ModelPool {pool} already serves this name on the gateway {gateway}: rename it, "
+            "or put the policy into the pool's namespace"
+            if pool
+            else f"the RoutePolicy {owner} already claims this name on the gateway {gateway}: a "
+            "name belongs to one policy; rename it, or merge the rules into one policy"
+        )
+    else:
+        path = ("spec", "servedModelName")
+        message = (
+            f"the ModelPool {pool} already serves this name: give one of the two another "
+            "servedModelName, and list both in the targets of a RoutePolicy"
+            if pool
+            else f"the RoutePolicy {owner} already claims this name on the gateway {gateway}, and "
+            "does not use this pool: rename one of the two"
+        )
     return RouteProblem(
-        kind=policy.kind,
-        key=policy.key,
-        field=("spec", "modelNames", index),
-        value=name,
+        kind=claim.item.kind,
+        key=claim.item.key,
+        field=path,
+        value=claim.name,
         reason=Reason.MODEL_NAME_CONFLICT,
-        message=(
-            f"the RoutePolicy {owner} already claims this name on the gateway {gateway}: a name "
-            "belongs to one policy; rename it, or merge the rules into one policy"
-        ),
+        message=message,
     )
 
 
@@ -203,6 +203,7 @@ def _rule(
     index: int,
     pools: Mapping[str, ModelPool],
     labels: NamespaceLabels,
+    kept: KeptRoutes,
     problems: list[RouteProblem],
 ) -> Rule:
     rule = policy.spec.rules[index]
@@ -212,7 +213,9 @@ def _rule(
             target.pool_ref.namespace or policy.metadata.namespace, target.pool_ref.name
         )
         path: FieldPath = ("spec", "rules", index, "targets", position, "poolRef")
-        problem = _target_problem(policy, key, path, pools, labels)
+        problem = None
+        if not kept.allows(policy, key):
+            problem = _target_problem(policy, key, path, pools, labels)
         if problem is None:
             targets.append(_target(target, key))
         else:

@@ -82,11 +82,18 @@ def encode_slices(
 ) -> tuple[dict[str, Any], ...]:
     """The slices of a pool; a replica that has a place among the existing ones keeps it.
 
+    A pool that had replicas and has none any more keeps one slice, without endpoints: it says that
+    there is none, where no slice would say nothing, and gateways would keep what they knew.
+
     Args:
         namespace: the gateways'.
         existing: the pool's slices now. Those that the result lacks hold nothing any more.
         labels: further labels of each slice.
     """
+    existing = tuple(existing)
+    if not pool.endpoints:
+        first = min(existing, key=lambda item: str(item["metadata"]["name"]), default=None)
+        return () if first is None else (_emptied(pool, first, namespace, labels or {}),)
     places: dict[str, list[ReplicaEndpoint]] = {}
     by_place = {
         (item.replica, item.host, item.port): name
@@ -160,6 +167,30 @@ def _slice(
     labels: Mapping[str, str],
 ) -> dict[str, Any]:
     return {
+        **_frame(pool, name, namespace, labels),
+        "addressType": "IPv6" if ":" in endpoints[0].host else "IPv4",
+        "ports": [{"name": "http", "port": endpoints[0].port, "protocol": "TCP"}],
+        "endpoints": [_endpoint(item) for item in sorted(endpoints, key=lambda e: e.replica)],
+    }
+
+
+def _emptied(
+    pool: PoolEndpoints, item: Mapping[str, Any], namespace: str, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """A slice that is there, without its endpoints; its address type can never change."""
+    return {
+        **_frame(pool, str(item["metadata"]["name"]), namespace, labels),
+        "addressType": item["addressType"],
+        "ports": item.get("ports") or [],
+        "endpoints": [],
+    }
+
+
+def _frame(
+    pool: PoolEndpoints, name: str, namespace: str, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """What every slice of a pool has."""
+    return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
@@ -173,9 +204,6 @@ def _slice(
             },
             "annotations": {ROUTE_PREFIX_ANNOTATION: pool.prefix},
         },
-        "addressType": "IPv6" if ":" in endpoints[0].host else "IPv4",
-        "ports": [{"name": "http", "port": endpoints[0].port, "protocol": "TCP"}],
-        "endpoints": [_endpoint(item) for item in sorted(endpoints, key=lambda e: e.replica)],
     }
 
 

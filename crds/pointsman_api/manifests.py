@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from pointsman_api.compile import RouteProblem, check_objects
 from pointsman_api.conditions import Reason
+from pointsman_api.field_path import FieldPath, field_text
 from pointsman_api.messages import (
     FieldProblem,
     did_you_mean,
     field_problems,
-    field_text,
     null_problem,
     shown,
 )
@@ -22,7 +22,7 @@ from pointsman_api.meta import API_VERSION, DEFAULT_NAMESPACE, GROUP, object_key
 from pointsman_api.modelpool import ModelPool
 from pointsman_api.routepolicy import RoutePolicy
 from pointsman_api.schema import object_schema
-from pointsman_api.yaml_documents import FieldPath, YamlDocument, YamlError, read_documents
+from pointsman_api.yaml_documents import YamlDocument, YamlError, read_documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

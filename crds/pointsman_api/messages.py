@@ -26,7 +26,7 @@ from pointsman_api.rules import DUPLICATE_ITEM, RULE_BROKEN
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from pointsman_api.yaml_documents import FieldPath
+    from pointsman_api.field_path import FieldPath
 
 Schema = Mapping[str, Any]
 
@@ -132,14 +132,6 @@ def shown(value: object) -> str:
     except (TypeError, ValueError):
         text = str(value)
     return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 1]}…"
-
-
-def field_text(path: FieldPath) -> str:
-    """``spec.rules[0].name``."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
 
 
 def did_you_mean(word: object, known: list[str]) -> str:

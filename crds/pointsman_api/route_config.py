@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
+from pointsman_api.field_path import field_text
 from pointsman_api.labels import (
     CONFIG_HASH_ANNOTATION,
     CONFIG_LABEL,
@@ -21,7 +23,7 @@ from pointsman_api.labels import (
     SHARDS_ANNOTATION,
     routes_name,
 )
-from pointsman_api.route_table import RouteTable, dump_route_table, load_route_table
+from pointsman_api.route_table import RouteTable, digest_of, dump_route_table, load_route_table
 
 SHARD_BYTES = 900_000
 """What one ConfigMap holds of a table; the rest of its 1 MiB is for its metadata."""
@@ -47,8 +49,8 @@ def route_config_maps(
         namespace: the gateway's.
         shard_bytes: the longest part, in bytes of UTF-8.
     """
-    parts = tuple(_parts(dump_route_table(table), shard_bytes))
-    digest = table.digest()
+    document = dump_route_table(table)
+    parts, digest = tuple(_parts(document, shard_bytes)), digest_of(document)
     return tuple(
         {
             "apiVersion": "v1",
@@ -69,8 +71,22 @@ def route_config_maps(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteConfig:
+    """What a whole set of ConfigMaps holds."""
+
+    table: RouteTable
+    config_hash: str
+    """As whoever wrote it says: another version may dump the same table otherwise."""
+
+
 def read_route_config(config_maps: Iterable[Mapping[str, Any]]) -> RouteTable:
-    """The table that ConfigMaps hold.
+    """The table of :func:`read_config`."""
+    return read_config(config_maps).table
+
+
+def read_config(config_maps: Iterable[Mapping[str, Any]]) -> RouteConfig:
+    """The table that ConfigMaps hold, and its hash.
 
     Args:
         config_maps: all of one gateway, in any order, also some that are left from before.
@@ -109,10 +125,10 @@ def read_route_config(config_maps: Iterable[Mapping[str, Any]]) -> RouteTable:
             "somebody changed the ConfigMap, and the operator writes it anew"
         )
     try:
-        return load_route_table(text)
+        return RouteConfig(table=load_route_table(text), config_hash=digest)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "the document"
+        where = field_text(problem["loc"]) or "the document"
         raise RouteConfigError(
             f"{_name(first)}: the route table cannot be read, {where}: {problem['msg']}; the "
             "operator and the gateway must be of the same version"

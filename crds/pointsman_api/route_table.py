@@ -1,7 +1,9 @@
 """The route table: what the gateways run, compiled from ModelPools and RoutePolicies.
 
 It is the contract between whoever compiles it (the operator, ``pointsman up``) and the
-gateways. Prices are US dollars for one token, durations seconds, sizes tokens.
+gateways, which may be of another version: what is at its default is not written, so a default
+never changes, and a new field has one. Prices are US dollars for one token, durations seconds,
+sizes tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pydantic import TypeAdapter
+
+POOL_ROUTE = "pool:"
+"""Instead of a policy's key, before a pool's: the route by which it answers to its own name."""
 
 
 class BackendType(StrEnum):
@@ -240,15 +245,20 @@ class RouteTable:
 
     def digest(self) -> str:
         """Sixteen hex digits that change when anything in the table changes."""
-        return hashlib.sha256(dump_route_table(self)).hexdigest()[:16]
+        return digest_of(dump_route_table(self))
 
 
 _ADAPTER: TypeAdapter[RouteTable] = TypeAdapter(RouteTable)
 
 
 def dump_route_table(table: RouteTable) -> bytes:
-    """The table as JSON."""
-    return _ADAPTER.dump_json(table)
+    """The table as JSON, without what is at its default: a fifth of the text."""
+    return _ADAPTER.dump_json(table, exclude_defaults=True)
+
+
+def digest_of(document: bytes) -> str:
+    """The digest of the table that a document holds."""
+    return hashlib.sha256(document).hexdigest()[:16]
 
 
 def load_route_table(document: bytes | str) -> RouteTable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -13,9 +12,17 @@ from typing import Any, Self
 from kubernetes.aio.client import Configuration
 
 from pointsman_kube.config import load_configuration, renewed_token
-from pointsman_kube.errors import KindNotServed, KubeError, NotFound
+from pointsman_kube.errors import Garbled, KindNotServed, KubeError, NotFound
 from pointsman_kube.kinds import Kind, Object, Ref, ref_of
-from pointsman_kube.transport import JSON, OnCall, Request, Transport, parse_event
+from pointsman_kube.transport import (
+    JSON,
+    OnCall,
+    Request,
+    Transport,
+    checked_object,
+    parse_event,
+    parse_object,
+)
 
 PAGE_OBJECTS = 500
 WATCH_SERVER_SECONDS = 600
@@ -122,7 +129,7 @@ class Kube:
             asked=f"kinds of {kind.api_version}",
         )
         try:
-            found = json.loads(await self._transport.call(request))
+            found = parse_object(request.asked, await self._transport.call(request))
         except (NotFound, KindNotServed):
             return False
         return any(item.get("name") == kind.plural for item in found.get("resources") or ())
@@ -162,32 +169,34 @@ class Kube:
 
         Raises:
             KindNotServed: the kind's CRD is not installed.
+            Garbled: what came is no list.
         """
         query = _selectors(label_selector, field_selector) | {"limit": str(PAGE_OBJECTS)}
         items: list[Object] = []
         while True:
-            page = json.loads(
-                await self._transport.call(
-                    Request(
-                        verb="list",
-                        resource=kind.resource,
-                        method="GET",
-                        path=kind.path(namespace),
-                        asked=f"list {kind.resource}",
-                        query=query,
-                        accept=_METADATA if metadata_only else JSON,
-                    )
+            request = Request(
+                verb="list",
+                resource=kind.resource,
+                method="GET",
+                path=kind.path(namespace),
+                asked=f"list {kind.resource}",
+                query=query,
+                accept=_METADATA if metadata_only else JSON,
+            )
+            page = parse_object(request.asked, await self._transport.call(request))
+            try:
+                # Items of a list carry no apiVersion and kind of their own, or those of a wrapper.
+                items.extend(
+                    checked_object(item) | {"apiVersion": kind.api_version, "kind": kind.name}
+                    for item in page.get("items") or ()
                 )
-            )
-            # Items of a list carry no apiVersion and kind of their own, or those of a wrapper.
-            items.extend(
-                item | {"apiVersion": kind.api_version, "kind": kind.name}
-                for item in page.get("items") or ()
-            )
-            token = page["metadata"].get("continue")
+                token = page["metadata"].get("continue")
+                version = str(page["metadata"]["resourceVersion"])
+            except (AttributeError, KeyError, TypeError) as error:
+                raise Garbled(f"{request.asked}: the answer is no list: {error}") from error
             if not token:
-                return items, str(page["metadata"]["resourceVersion"])
-            query = query | {"continue": token}
+                return items, version
+            query = query | {"continue": str(token)}
 
     async def apply(
         self, obj: Mapping[str, Any], *, force: bool = True, validation: str = "Strict"
@@ -284,6 +293,7 @@ class Kube:
 
         Raises:
             Gone: the version is too old; list again.
+            Garbled: a line is no event.
             Unavailable: the connection broke, or was silent for too long.
         """
         asked = f"watch {kind.resource}"
@@ -334,8 +344,7 @@ class Kube:
         if method != "GET":
             query["fieldManager"] = self.field_manager
         request = _request(verb, ref, method, asked, query=query, **options)
-        result: Object = json.loads(await self._transport.call(request))
-        return result
+        return parse_object(asked, await self._transport.call(request))
 
 
 def _request(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 
@@ -51,6 +52,10 @@ class Invalid(KubeError):  # noqa: N818
 
 class Unavailable(KubeError):  # noqa: N818
     """No answer, or one that asks to try later."""
+
+
+class Garbled(KubeError):  # noqa: N818
+    """Something answered, but not as an API server does: a proxy before it, or a broken line."""
 
 
 class Fenced(KubeError):  # noqa: N818
@@ -105,7 +110,9 @@ def _retry_after_seconds(headers: Mapping[str, str], said: Mapping[str, object])
     told = details.get("retryAfterSeconds") if isinstance(details, Mapping) else None
     for value in (headers.get("Retry-After"), told):
         try:
-            return max(0.0, float(value))  # type: ignore[arg-type]
+            seconds = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
     return 0.0

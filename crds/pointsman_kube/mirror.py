@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, KeysView, Mapping
 from typing import Any
 
 import structlog
 
 from pointsman_kube.backoff import Backoff
 from pointsman_kube.client import Kube
-from pointsman_kube.errors import Gone, KindNotServed, KubeError
+from pointsman_kube.errors import (
+    Forbidden,
+    Garbled,
+    Gone,
+    KindNotServed,
+    KubeError,
+    Unavailable,
+)
+from pointsman_kube.held import HeldObjects, Key, OnChange, key_of
 from pointsman_kube.kinds import Kind, Object
+
+__all__ = ["Key", "Mirror", "OnChange"]
 
 log = structlog.get_logger(__name__)
 
-Key = tuple[str, str]
-"""Namespace (empty where the kind has none) and name."""
-
-OnChange = Callable[[Key, Object | None, Object | None], None]
-"""Told the key, the object before (None: new) and after (None: deleted)."""
+_MOST_RETRY_AFTER_SECONDS = 60.0
+"""A server that asks to be left alone for longer is asked again after this."""
 
 _NOT_SERVED_TIMES = 3
 """A kind that was served counts as removed only after this many refusals: a starting API server
@@ -33,7 +40,11 @@ class Mirror:
 
     After every connection whose history has a gap (the first, one after 410 Gone or an error) all
     objects are listed again and compared with what is held, so that a deletion which happened
-    meanwhile is told like any other. While the server is away, the last state stays.
+    meanwhile is told like any other. While the server is away, or refuses, the last state stays.
+
+    A server that answers is not silent, whatever it answers: ``age_seconds`` tells a connection
+    that a restart would mend, ``stale_seconds`` how old the state is, and ``refused`` why the
+    server does not give it.
 
     Args:
         kube: the connection.
@@ -69,7 +80,9 @@ class Mirror:
         """Whether the server knows the kind; None before its first answer."""
         self.last_error = ""
         """Why the server's word is missing; empty while it is there."""
-        self.on_change = on_change
+        self.refusal: KubeError | None = None
+        """What the server answers instead of the objects, until it gives them: it is there, but
+        we may not see them, or it does not take the question."""
         self._on_listed = on_listed
         self._on_served = on_served
         self._limit: asyncio.Timeout | None = None
@@ -77,54 +90,78 @@ class Mirror:
         self._namespace = namespace
         self._label_selector = label_selector
         self._field_selector = field_selector
-        self._transform = transform
-        self._indexes = dict(indexes or {})
-        self._found: dict[str, dict[Hashable, dict[Key, None]]] = {
-            name: {} for name in self._indexes
-        }
-        self._objects: dict[Key, Object] = {}
+        self._held = HeldObjects(
+            kind.resource, on_change=on_change, transform=transform, indexes=indexes or {}
+        )
         self._clock = clock
-        self._heard = clock()
+        self._heard = self._known = clock()
         self._backoff = Backoff(most_seconds=retry_most_seconds, source=source or random.Random())
         self._refusals = 0
         self._answered = asyncio.Event()
+        self._spoken = asyncio.Event()
+        self._watch_failed = False
 
     def __len__(self) -> int:
-        return len(self._objects)
+        return len(self._held)
 
     def __iter__(self) -> Iterator[Object]:
-        return iter(self._objects.values())
+        return iter(self._held)
 
-    def keys(self) -> Iterable[Key]:
+    def keys(self) -> KeysView[Key]:
         """The keys of all objects."""
-        return self._objects.keys()
+        return self._held.keys()
 
     def get(self, namespace: str, name: str) -> Object | None:
         """The object, or None. Not a copy: leave it as it is."""
-        return self._objects.get((namespace, name))
+        return self._held.get((namespace, name))
 
     def find(self, index: str, value: Hashable) -> list[Object]:
         """The objects that an index has under a value."""
-        return [self._objects[key] for key in self._found[index].get(value, ())]
+        return self._held.find(index, value)
+
+    @property
+    def odd(self) -> int:
+        """Changes that could not be taken in or told; each was logged."""
+        return self._held.odd
 
     @property
     def age_seconds(self) -> float:
         """Seconds since the server last said anything; it does so about once a minute."""
         return self._clock() - self._heard
 
+    @property
+    def stale_seconds(self) -> float:
+        """Seconds since the state was last known to be the server's; a refusal tells nothing."""
+        return self._clock() - self._known
+
+    @property
+    def refused(self) -> str:
+        """Why the server does not give the objects, though it is there; empty where it does."""
+        return "" if self.refusal is None else str(self.refusal)
+
     async def answered(self) -> None:
         """Wait until the state is known: listed once, or the kind is not there."""
         await self._answered.wait()
 
+    async def answered_or_refused(self) -> None:
+        """Wait as :meth:`answered` does, but no longer than until the server refuses.
+
+        Raises:
+            KubeError: the refusal.
+        """
+        await self._spoken.wait()
+        if not self._answered.is_set() and self.refusal is not None:
+            raise self.refusal
+
     def take(self, obj: Object) -> None:
         """Hold an object that a write has just returned, before the watch tells it."""
-        self._take(_key(obj), obj)
+        self._take(key_of(obj), obj)
 
     def drop(self, namespace: str, name: str, *, uid: str) -> None:
         """Forget an object that has just been deleted for good."""
-        held = self._objects.get((namespace, name))
+        held = self._held.get((namespace, name))
         if held is not None and held["metadata"].get("uid") == uid:
-            self._remove((namespace, name))
+            self._held.remove((namespace, name))
 
     def doubt(self) -> None:
         """A write was answered as if the kind were unknown: list again.
@@ -151,11 +188,20 @@ class Mirror:
                 self._not_served(error)
                 await asyncio.sleep(self._backoff.next_seconds())
             except KubeError as error:
-                if error.status >= 500:
-                    # The server may have come back with another history (a restored backup).
-                    version = None
+                self._watch_failed = version is not None
                 self._failed(error)
-                await asyncio.sleep(self._backoff.next_seconds(error.retry_after_seconds))
+                if refuses := _refuses(error):
+                    self._refuse(error)
+                if refuses or error.status >= 500 or isinstance(error, Garbled):
+                    # The version may be what it does not take: the server may have come back with
+                    # another history (a restored backup).
+                    version = None
+                await self._wait(error)
+            except Exception:
+                # What nobody has thought of must not end the watch, and with it the process.
+                log.exception("watch failed; all is listed again", kind=self.kind.resource)
+                version = None
+                await asyncio.sleep(self._backoff.next_seconds())
 
     async def _list(self) -> str:
         items, version = await self._kube.list(
@@ -164,18 +210,18 @@ class Mirror:
             label_selector=self._label_selector,
             field_selector=self._field_selector,
         )
-        self._hear()
+        self._hear(watching=False)
         if self.served is False:
             log.info("kind is served now", kind=self.kind.resource)
         changed, self.served = self.served is not True, True
-        listed = {_key(obj): obj for obj in items}
-        for key in [key for key in self._objects if key not in listed]:
-            self._remove(key)
+        listed = {key_of(obj): obj for obj in items}
+        for key in self._held.keys() - listed.keys():
+            self._held.remove(key)
         for key, obj in listed.items():
-            held = self._objects.get(key)
+            held = self._held.get(key)
             if held is None or _version(held) != _version(obj):
-                self._put(key, obj)
-        self._answered.set()
+                self._held.put(key, obj)
+        self._answer()
         if changed:
             self._on_served(True)
         self._on_listed()
@@ -200,40 +246,81 @@ class Mirror:
         )
         try:
             async for event, obj in events:
-                self._hear()
+                self._hear(watching=True)
                 if event == "DELETED":
-                    self._deleted(_key(obj), obj)
+                    self._deleted(key_of(obj), obj)
                 elif event != "BOOKMARK":
-                    self._take(_key(obj), obj)
+                    self._take(key_of(obj), obj)
                 version = _version(obj)
         except KubeError as error:
-            if isinstance(error, Gone | KindNotServed) or error.status >= 400:
+            if isinstance(error, Gone | KindNotServed | Garbled) or error.status >= 400:
                 raise
             # The connection broke: what came until then holds, and the rest can be asked for.
             self._failed(error)
-            await asyncio.sleep(self._backoff.next_seconds(error.retry_after_seconds))
+            await self._wait(error)
         else:
+            self._hear(watching=True)
             # An orderly end. A server that goes down ends all watches so, at once.
             await asyncio.sleep(self._backoff.jitter * self._backoff.source.random())
         finally:
             await events.aclose()
         return version
 
-    def _hear(self) -> None:
-        self._heard = self._clock()
+    def _hear(self, *, watching: bool) -> None:
+        """The server has given objects, or, with ``watching``, a watch of them."""
+        self._heard = self._known = self._clock()
         self._refusals = 0
-        self._backoff.reset()
+        if watching:
+            self._watch_failed = False
+        if not self._watch_failed:
+            self._backoff.reset()
+        elif self.refusal is not None:
+            # It lists, and refuses the watch: at each list the state is known.
+            return
+        self.refusal = None
         if self.last_error:
             log.info("watch is back", kind=self.kind.resource)
             self.last_error = ""
 
+    async def _wait(self, error: KubeError) -> None:
+        least_seconds = min(error.retry_after_seconds, _MOST_RETRY_AFTER_SECONDS)
+        await asyncio.sleep(self._backoff.next_seconds(least_seconds))
+
+    def _answer(self) -> None:
+        self._answered.set()
+        self._spoken.set()
+
     def _failed(self, error: KubeError) -> None:
+        if error.status or isinstance(error, Garbled):
+            self._heard = self._clock()
         if not self.last_error:
             log.warning("watch is away; the last state stays", cause=str(error))
         self.last_error = str(error)
 
+    def _refuse(self, error: KubeError) -> None:
+        known, self.refusal = self.refusal, error
+        self._spoken.set()
+        if known is None or (known.status, known.reason) != (error.status, error.reason):
+            log.error(
+                "the API server refuses this; the last state stays, and it is asked again",
+                kind=self.kind.resource,
+                cause=str(error),
+                next_step=self._next_step(error),
+            )
+
+    def _next_step(self, error: KubeError) -> str:
+        where = f"in the namespace {self._namespace}" if self._namespace else "in all namespaces"
+        if isinstance(error, Forbidden):
+            return f"let this account list and watch {self.kind.resource} {where}"
+        selectors = " ".join(filter(None, (self._label_selector, self._field_selector)))
+        return (
+            f"see whether this server takes the selector {selectors!r}"
+            if selectors
+            else f"see what `kubectl get --raw '{self.kind.path(self._namespace)}'` says"
+        )
+
     def _not_served(self, error: KubeError) -> None:
-        self._heard = self._clock()
+        self._heard = self._known = self._clock()
         self._refusals += 1
         if self.served and self._refusals < _NOT_SERVED_TIMES:
             return
@@ -241,57 +328,28 @@ class Mirror:
         if changed:
             log.warning("kind is not served; waiting for its CRD", kind=self.kind.resource)
         self.last_error = str(error)
-        for key in list(self._objects):
-            self._remove(key)
-        self._answered.set()
+        for key in list(self._held.keys()):
+            self._held.remove(key)
+        self._answer()
         if changed:
             self._on_served(False)
 
     def _take(self, key: Key, obj: Object) -> None:
-        held = self._objects.get(key)
+        held = self._held.get(key)
         if held is not None and _is_older_or_same(obj, held):
             return
-        self._put(key, obj)
+        self._held.put(key, obj)
 
     def _deleted(self, key: Key, obj: Object) -> None:
-        held = self._objects.get(key)
+        held = self._held.get(key)
         # Its namesake, made since then, may be known already from the write that made it.
         if held is not None and held["metadata"].get("uid") == obj["metadata"].get("uid"):
-            self._remove(key)
-
-    def _put(self, key: Key, obj: Object) -> None:
-        obj["metadata"].pop("managedFields", None)
-        new = self._transform(obj)
-        old = self._objects.get(key)
-        self._unindex(key, old)
-        self._objects[key] = new
-        for name, values_of in self._indexes.items():
-            for value in values_of(new):
-                self._found[name].setdefault(value, {})[key] = None
-        self.on_change(key, old, new)
-
-    def _remove(self, key: Key) -> None:
-        old = self._objects.pop(key)
-        self._unindex(key, old)
-        self.on_change(key, old, None)
-
-    def _unindex(self, key: Key, old: Object | None) -> None:
-        if old is None:
-            return
-        for name, values_of in self._indexes.items():
-            found = self._found[name]
-            for value in values_of(old):
-                keys = found.get(value)
-                if keys is None:
-                    continue
-                keys.pop(key, None)
-                if not keys:
-                    del found[value]
+            self._held.remove(key)
 
 
-def _key(obj: Mapping[str, Any]) -> Key:
-    metadata = obj["metadata"]
-    return str(metadata.get("namespace", "")), str(metadata["name"])
+def _refuses(error: KubeError) -> bool:
+    """Whether the same question would get the same answer until somebody changes something."""
+    return 400 <= error.status < 500 and not isinstance(error, Unavailable)
 
 
 def _version(obj: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
 from pointsman_kube.backoff import Backoff
-from pointsman_kube.errors import Fenced, Unavailable, error_of
+from pointsman_kube.errors import Fenced, Garbled, Unavailable, error_of
 
 JSON = "application/json"
 
@@ -175,17 +175,51 @@ def parse_event(asked: str, line: bytes) -> tuple[str, dict[str, Any]]:
     """Type and object of a line of a watch.
 
     Raises:
-        KubeError: the line tells an error, or is no event.
+        Garbled: the line is no event.
+        KubeError: it tells an error.
     """
     try:
         event = json.loads(line)
         kind, obj = str(event["type"]), event["object"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Unavailable(f"{asked}: not an event: {line[:200]!r}") from error
-    if kind == "ERROR":
-        status = int(obj.get("code") or 500)
-        raise error_of(asked=asked, status=status, body=json.dumps(obj).encode(), headers={})
+        if kind == "ERROR":
+            status = int(obj.get("code") or 500)
+            raise error_of(asked=asked, status=status, body=json.dumps(obj).encode(), headers={})
+        checked_object(obj, named=kind != "BOOKMARK")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Garbled(f"{asked}: not an event: {line[:200]!r}") from error
     return kind, obj
+
+
+def parse_object(asked: str, content: bytes) -> dict[str, Any]:
+    """The object that an answer holds.
+
+    Raises:
+        Garbled: it holds none.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Garbled(
+            f"{asked}: the answer is no object: {content[:200]!r}; is there a proxy before the API "
+            "server?"
+        )
+    return found
+
+
+def checked_object(obj: object, *, named: bool = True) -> dict[str, Any]:
+    """An object of the API as it is, if it has what every one has.
+
+    Raises:
+        TypeError: it is none, or has no metadata, no resource version or, with ``named``, no name.
+    """
+    if not isinstance(obj, dict) or not isinstance(metadata := obj.get("metadata"), dict):
+        raise TypeError("no object with metadata")
+    for field_ in ("name", "resourceVersion") if named else ("resourceVersion",):
+        if not isinstance(value := metadata.get(field_), str) or not value:
+            raise TypeError(f"metadata.{field_} is {value!r}")
+    return obj
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:

@@ -57,7 +57,7 @@ class Autoscaler:
         """Decide once for every autoscaled pool."""
         now, views = self._now(), self._reports.views()
         for key, memory in list(self._memories.items()):
-            pool = self._store.pools.get(key)
+            pool = self._store.pools.last_good(key)
             if memory.scaling is None or pool is None or pool.spec.autoscaling is None:
                 continue
             load = load_of(pool.key, views, now=now, stale_seconds=self._stale_seconds)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pointsman_api.conditions import Reason
-from pointsman_operator.objects import is_going, name_of
+from pointsman_operator.clusters import NODE_TYPE_LABEL
+from pointsman_operator.kuberay_causes import (
+    HEAD_STEP,
+    WORKER_STEP,
+    Cause,
+    kuberay_causes,
+    shortened,
+)
+from pointsman_operator.objects import is_going, metadata_of, name_of
 from pointsman_operator.observed import ServeReading
 from pointsman_serving.engines.serve_listing import PoolState
+
+__all__ = ["Cause", "find_cause", "last_exception", "last_line", "pod_causes", "serve_cause"]
 
 _MOST_TELLING = (
     Reason.SECRET_NOT_FOUND,
@@ -20,10 +29,10 @@ _MOST_TELLING = (
     Reason.MODEL_NOT_FOUND,
     Reason.DEPLOYMENT_FAILED,
     Reason.UNSCHEDULABLE,
+    Reason.PODS_NOT_CREATED,
 )
 """Of several causes the first in this order is told: the ones below often follow from it."""
 
-_LONGEST = 600
 _PULL_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 )
@@ -38,19 +47,12 @@ _MODEL_MISSING = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
-    """Why a pod or an application does not serve."""
-
-    reason: Reason
-    message: str
-    """What is wrong and what to do next, as one sentence."""
-
-
 def find_cause(
     pods: Iterable[Mapping[str, Any]],
     readings: Iterable[ServeReading],
     *,
+    clusters: Iterable[Mapping[str, Any]] = (),
+    service: Mapping[str, Any] | None = None,
     last_log_lines: Mapping[str, str] | None = None,
 ) -> Cause | None:
     """The most telling of all causes; None where nothing is known to be wrong.
@@ -58,11 +60,14 @@ def find_cause(
     Args:
         pods: those that should serve or help to; pods that are going are passed over.
         readings: of the RayClusters that these pods are in.
+        clusters: these RayClusters.
+        service: their RayService.
         last_log_lines: by pod, where the shell has them.
     """
     lines = last_log_lines or {}
     found = [cause for pod in pods for cause in pod_causes(pod, lines.get(name_of(pod), ""))]
     found += [cause for reading in readings if (cause := serve_cause(reading)) is not None]
+    found += kuberay_causes(clusters, service)
     return min(found, key=_rank, default=None)
 
 
@@ -75,37 +80,44 @@ def pod_causes(pod: Mapping[str, Any], last_log_line: str = "") -> Iterator[Caus
     if is_going(pod):
         return
     status = pod.get("status") or {}
-    name = name_of(pod)
-    yield from _scheduling(name, status)
+    name, head = name_of(pod), _is_head(pod)
+    yield from _scheduling(name, status, head=head)
     for kind in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(kind) or ():
-            yield from _container(name, container, last_log_line)
+            yield from _container(name, container, last_log_line, head=head)
 
 
-def _scheduling(pod: str, status: Mapping[str, Any]) -> Iterator[Cause]:
+def _scheduling(pod: str, status: Mapping[str, Any], *, head: bool) -> Iterator[Cause]:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            said = _short(condition.get("message") or "the scheduler gives no reason")
+            said = shortened(condition.get("message") or "the scheduler gives no reason")
             yield Cause(
                 reason=Reason.UNSCHEDULABLE,
                 message=(
-                    f"no node takes the pod {pod}: {said}; add a node that fits, or lower what "
-                    "the container engine asks for in spec.backend.rayServe.template"
+                    f"no node takes the pod {pod}: {said}; add a node that fits, or "
+                    f"{HEAD_STEP if head else WORKER_STEP}"
                 ),
             )
 
 
-def _container(pod: str, container: Mapping[str, Any], last_log_line: str) -> Iterator[Cause]:
+def _is_head(pod: Mapping[str, Any]) -> bool:
+    return (metadata_of(pod).get("labels") or {}).get(NODE_TYPE_LABEL) == "head"
+
+
+def _container(
+    pod: str, container: Mapping[str, Any], last_log_line: str, *, head: bool
+) -> Iterator[Cause]:
     name = container.get("name", "")
     where = f"the container {name} of the pod {pod}"
     waiting = (container.get("state") or {}).get("waiting") or {}
-    reason, said = waiting.get("reason") or "", _short(waiting.get("message") or "")
+    reason, said = waiting.get("reason") or "", shortened(waiting.get("message") or "")
     if reason in _PULL_REASONS:
         yield Cause(
             reason=Reason.IMAGE_PULL_FAILED,
             message=(
                 f"the image {container.get('image', '')} of {where} cannot be pulled"
-                f"{_told(said)}; correct spec.backend.rayServe.engine.image, or give the pods "
+                f"{_told(said)}; correct spec.backend.rayServe.engine.image"
+                f"{' or operator.rayHead.image' if head else ''}, or give the pods "
                 "imagePullSecrets in the template"
             ),
         )
@@ -120,13 +132,16 @@ def _container(pod: str, container: Mapping[str, Any], last_log_line: str) -> It
     if ended is None:
         return
     if ended.get("reason") == "OOMKilled":
+        step = (
+            "raise operator.rayHead.memoryLimit in the chart's values, which counts from the "
+            "pool's next roll-out on"
+            if head
+            else "raise resources.limits.memory of the container engine, or let the engine take "
+            "less (a shorter contextTokens, fewer maxSequences)"
+        )
         yield Cause(
             reason=Reason.OUT_OF_MEMORY,
-            message=(
-                f"{where} was killed because it took more memory than its limit; raise "
-                "resources.limits.memory of the container engine, or let the engine take less "
-                "(a shorter contextTokens, fewer maxSequences)"
-            ),
+            message=f"{where} was killed because it took more memory than its limit; {step}",
         )
     elif reason == "CrashLoopBackOff" or ended.get("exitCode", 0) != 0:
         line = last_line(str(ended.get("message") or "")) or last_log_line
@@ -134,7 +149,7 @@ def _container(pod: str, container: Mapping[str, Any], last_log_line: str) -> It
             reason=Reason.CRASH_LOOP,
             message=(
                 f"{where} ended with exit code {ended.get('exitCode', '?')}"
-                f"{_told(_short(line))}; see `kubectl logs {pod} -c {name} --previous`"
+                f"{_told(shortened(line))}; see `kubectl logs {pod} -c {name} --previous`"
             ),
         )
 
@@ -153,7 +168,7 @@ def serve_cause(reading: ServeReading) -> Cause | None:
     status = reading.status
     if status is None or status.state not in (PoolState.FAILED, PoolState.UNHEALTHY):
         return None
-    line = _short(last_exception(status.message))
+    line = shortened(last_exception(status.message))
     if not line:
         return None
     if _MODEL_MISSING.search(status.message):
@@ -191,8 +206,3 @@ def last_line(text: str) -> str:
 
 def _told(said: str) -> str:
     return f": {said}" if said else ""
-
-
-def _short(text: str) -> str:
-    flat = " ".join(text.split()).rstrip(".;")
-    return flat if len(flat) <= _LONGEST else f"{flat[:_LONGEST]}…"

@@ -37,6 +37,10 @@ def worth_telling(note: EventNote, *, first: bool) -> bool:
     return note.type == "Warning" or condition in _TOLD_WHEN_FINE
 
 
+def _is_ready(note: EventNote) -> bool:
+    return note.type == "Normal" and note.message.startswith("Ready is True")
+
+
 class EventWriter:
     """Writes Events; the same one about the same object not again within ten minutes."""
 
@@ -55,9 +59,12 @@ class EventWriter:
             first: it had no status before.
             now: seconds since the epoch.
         """
-        for note in notes:
-            if worth_telling(note, first=first):
-                await self._write(about, note.type, note.reason, note.message, now)
+        telling = [note for note in notes if worth_telling(note, first=first)]
+        if any(_is_ready(note) for note in telling):
+            # That it is ready says all that is good about it.
+            telling = [note for note in telling if note.type == "Warning" or _is_ready(note)]
+        for note in telling:
+            await self._write(about, note.type, note.reason, note.message, now)
 
     async def _write(
         self, about: Object, event_type: str, reason: str, message: str, now: float

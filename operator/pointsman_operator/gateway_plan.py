@@ -9,13 +9,13 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from pointsman_api.compile import (
-    POOL_ROUTE,
     CompiledRoutes,
     NamespaceLabels,
     RouteProblem,
     compile_route_table,
 )
 from pointsman_api.conditions import Reason
+from pointsman_api.kept_routes import KeptRoutes, kept_routes
 from pointsman_api.labels import (
     CONFIG_HASH_ANNOTATION,
     CONFIG_LABEL,
@@ -27,9 +27,10 @@ from pointsman_api.labels import (
     credentials_name,
     token_key,
 )
+from pointsman_api.meta import DEFAULT_NAMESPACE
 from pointsman_api.modelpool import ModelPool
-from pointsman_api.route_config import route_config_maps
-from pointsman_api.route_table import RouteTable
+from pointsman_api.route_config import RouteConfigError, read_route_config, route_config_maps
+from pointsman_api.route_table import POOL_ROUTE, RouteTable
 from pointsman_api.routepolicy import RoutePolicy
 from pointsman_kube.kinds import CONFIG_MAP, Object, Ref
 from pointsman_operator.drift import needs_apply
@@ -71,6 +72,17 @@ class PolicyMemory:
         """A policy's part of a table, by its key; None where the table is not remembered."""
         known = any(config_hash == other for other, _ in self.tables)
         return self.parts(config_hash).get(policy, "") if known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """Keys of objects that are there, and that this operator could never read."""
+
+    pools: frozenset[str] = frozenset()
+    policies: frozenset[str] = frozenset()
+
+
+NOTHING_UNREADABLE = Unreadable()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +129,7 @@ def plan_gateway(
     memory: PolicyMemory,
     owner: Owner | None = None,
     made: MadeTable | None = None,
+    unreadable: Unreadable = NOTHING_UNREADABLE,
 ) -> GatewayPlan:
     """The route table and the keys of one gateway.
 
@@ -132,17 +145,22 @@ def plan_gateway(
         credentials: the gateway's Secret as it is.
         owner: of all that is written.
         made: the table of the last round.
+        unreadable: what is there beside those: what its table says of them stays.
     """
-    made_from = _versions(pools, policies, namespace_labels)
+    config_maps = tuple(config_maps)
+    kept = _kept(config_maps, unreadable)
+    made_from = (*_versions(pools, policies, namespace_labels), kept)
     if made is None or made.made_from != made_from:
         routes = compile_route_table(
-            pools, policies, gateway=gateway, namespace_labels=namespace_labels
+            pools, policies, gateway=gateway, namespace_labels=namespace_labels, kept=kept
         )
         made = _made(gateway, namespace, owner, routes, made_from)
     compiled, config_hash = made.compiled, made.config_hash
+    known = (credentials or {}).get("data") or {}
     by_key = {pool.key: pool for pool in pools}
-    used = [by_key[key] for key in compiled.table.pools]
-    data, problems = _credentials(used, secrets, (credentials or {}).get("data") or {})
+    used = [by_key[key] for key in compiled.table.pools if key in by_key]
+    data, problems = _credentials(used, secrets, known)
+    data |= _kept_credentials(kept, known)
     wanted = [with_hash(owned(_secret(gateway, namespace, data), owner)), *made.config_maps]
     live = {("ConfigMap", name_of(item)): item for item in config_maps if not is_going(item)}
     names = {name_of(item) for item in wanted}
@@ -160,6 +178,16 @@ def plan_gateway(
         memory=_remembered(memory, config_hash, made.parts),
         made=made,
     )
+
+
+def _kept(config_maps: Iterable[Document], unreadable: Unreadable) -> KeptRoutes:
+    if unreadable == NOTHING_UNREADABLE:
+        return KeptRoutes()
+    try:
+        table = read_route_config(config_maps)
+    except RouteConfigError:
+        return KeptRoutes()
+    return kept_routes(table, pools=unreadable.pools, policies=unreadable.policies)
 
 
 def _versions(
@@ -251,37 +279,44 @@ def _credentials(
         reference = external.credential_secret_ref
         target = credential_key(namespace, reference.name, reference.key)
         if len(target) > LONGEST_SECRET_KEY:
-            problems.append(_too_long(pool, reference.name, target))
+            message = (
+                f"the names of the namespace, the Secret and its key are {len(target)} characters "
+                f"together, and {LONGEST_SECRET_KEY} are allowed: give the Secret a shorter name"
+            )
+            problems.append(_bad_credential(pool, "name", reference.name, message))
         elif not take(target, namespace, reference.name, reference.key):
-            problems.append(_too_large(pool, reference.name, reference.key))
+            message = (
+                f"the key {reference.key} of the Secret {reference.name} is longer than "
+                f"{LONGEST_CREDENTIAL * 3 // 4} bytes, which is no API key: name the key that "
+                "holds one"
+            )
+            problems.append(_bad_credential(pool, "key", reference.key, message))
     return data, problems
 
 
-def _too_large(pool: ModelPool, secret: str, key: str) -> RouteProblem:
+def _kept_credentials(kept: KeptRoutes, known: Mapping[str, str]) -> dict[str, str]:
+    """The keys of pools that cannot be read: those that there are."""
+    targets: set[str] = set()
+    for key, entry in kept.pools.items():
+        namespace, _, name = key.rpartition("/")
+        targets.add(token_key(namespace or DEFAULT_NAMESPACE, name))
+        if (reference := entry.credential) is not None:
+            targets.add(
+                credential_key(
+                    reference.secret_namespace, reference.secret_name, reference.secret_key
+                )
+            )
+    return {target: known[target] for target in targets if target in known}
+
+
+def _bad_credential(pool: ModelPool, field: str, value: str, message: str) -> RouteProblem:
     return RouteProblem(
         kind=pool.kind,
         key=pool.key,
-        field=("spec", "backend", "external", "credentialSecretRef", "key"),
-        value=key,
+        field=("spec", "backend", "external", "credentialSecretRef", field),
+        value=value,
         reason=Reason.INVALID,
-        message=(
-            f"the key {key} of the Secret {secret} is longer than {LONGEST_CREDENTIAL * 3 // 4} "
-            "bytes, which is no API key: name the key that holds one"
-        ),
-    )
-
-
-def _too_long(pool: ModelPool, secret: str, target: str) -> RouteProblem:
-    return RouteProblem(
-        kind=pool.kind,
-        key=pool.key,
-        field=("spec", "backend", "external", "credentialSecretRef", "name"),
-        value=secret,
-        reason=Reason.INVALID,
-        message=(
-            f"the names of the namespace, the Secret and its key are {len(target)} characters "
-            f"together, and {LONGEST_SECRET_KEY} are allowed: give the Secret a shorter name"
-        ),
+        message=message,
     )
 
 

@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from typing import Any
 
 import aiohttp
 import structlog
@@ -16,12 +15,10 @@ from pointsman_kube.kinds import Object
 from pointsman_kube.mirror import Key, Mirror
 from pointsman_operator.objects import is_going, metadata_of
 from pointsman_operator.observed import GatewayReport, GatewayView, read_gateway_status
+from pointsman_operator.pod_answer import MOST_BYTES, PodAnswerError, read_json, session_for_pods
 from pointsman_operator.work_queue import WorkQueue
 
 log = structlog.get_logger(__name__)
-
-_MOST_BYTES = 64 * 1024 * 1024
-_AWAY_SECONDS = 10.0
 
 ReportChanged = Callable[[str, GatewayReport | None, GatewayReport | None], None]
 """Told the gateway and its pod's report before and after; None: there is none."""
@@ -30,12 +27,18 @@ ReportChanged = Callable[[str, GatewayReport | None, GatewayReport | None], None
 class GatewayReports:
     """What the gateways say.
 
+    A pod that is going is asked until it is gone: it takes no new requests, and what it still has
+    is load as before.
+
     Args:
         pods: the gateways' pods.
         names: the gateways that exist.
         port: TCP port of ``/status`` in each pod.
         changed: told when a report says something else than the one before.
+        polled: told of every question whether it was answered.
         interval_seconds: between two questions to one pod.
+        timeout_seconds: for one question, its whole answer included.
+        most_bytes: longer answers are not read.
         now: seconds since the epoch.
     """
 
@@ -49,6 +52,7 @@ class GatewayReports:
         polled: Callable[[bool], None] = lambda ok: None,
         interval_seconds: float = 1.0,
         timeout_seconds: float = 2.0,
+        most_bytes: int = MOST_BYTES,
         now: Callable[[], float] = time.time,
         source: random.Random | None = None,
     ) -> None:
@@ -59,6 +63,7 @@ class GatewayReports:
         self._polled = polled
         self._interval_seconds = interval_seconds
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._most_bytes = most_bytes
         self._now = now
         self._source = source or random.Random()
         self._session: aiohttp.ClientSession | None = None
@@ -78,7 +83,7 @@ class GatewayReports:
             self.queue.add((after, key[1]))
 
     def views(self) -> tuple[GatewayView, ...]:
-        """All gateways that exist, with the pods that are there and what they said."""
+        """All gateways that exist, with their pods, and what these and those that go said."""
         return tuple(self._view(name) for name in self._names)
 
     async def settled(self) -> None:
@@ -87,7 +92,7 @@ class GatewayReports:
             (gateway_of(pod), str(metadata_of(pod)["name"])) not in self._asked
             for pod in self._pods()
             if gateway_of(pod) in self._names
-            and not is_going(pod)
+            and _stays(pod)
             and (pod.get("status") or {}).get("podIP")
         ):
             await asyncio.sleep(0.05)
@@ -109,7 +114,7 @@ class GatewayReports:
             sorted(
                 str(metadata_of(pod)["name"])
                 for pod in self._pods()
-                if gateway_of(pod) == name and not is_going(pod)
+                if gateway_of(pod) == name and _stays(pod)
             )
         )
         reports = tuple(
@@ -120,7 +125,7 @@ class GatewayReports:
     async def _poll(self, key: tuple[str, str]) -> float | None:
         gateway, name = key
         pod = self._pod(name)
-        if pod is None or gateway_of(pod) != gateway or is_going(pod):
+        if pod is None or gateway_of(pod) != gateway or _has_ended(pod):
             self._drop((gateway, name))
             return None
         address = str((pod.get("status") or {}).get("podIP") or "")
@@ -129,7 +134,8 @@ class GatewayReports:
             return None
         report = await self._fetch((gateway, name), address)
         self._asked.add((gateway, name))
-        self._polled(report is not None)
+        if report is not None or not is_going(pod):
+            self._polled(report is not None)
         if report is not None:
             before = self._reports.get((gateway, name))
             self._reports[gateway, name] = report
@@ -139,24 +145,32 @@ class GatewayReports:
 
     async def _fetch(self, key: tuple[str, str], address: str) -> GatewayReport | None:
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
+            self._session = session_for_pods(timeout=self._timeout)
         host = f"[{address}]" if ":" in address else address
         url = f"http://{host}:{self._port}/status"
         asked = self._now()
         try:
             async with self._session.get(url, allow_redirects=False) as response:
-                if response.status != 200 or (response.content_length or 0) > _MOST_BYTES:
-                    raise ValueError(f"status {response.status}")
-                document: Any = await response.json(content_type=None)
+                if response.status != 200:
+                    raise PodAnswerError(f"{url}: status {response.status}")
+                document = await read_json(response, most_bytes=self._most_bytes)
             report = read_gateway_status(document, pod=key[1], read_at=asked)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            if key not in self._away:
-                said = f"{type(error).__name__} {error}".rstrip()
-                log.warning("gateway does not report", gateway=key[0], pod=key[1], cause=said)
-                self._away.add(key)
+        except PodAnswerError as error:
+            self._note_away(key, str(error))
+            return None
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, ArithmeticError) as error:
+            # Arithmetic: a number of it is infinite.
+            self._note_away(key, f"{url}: {type(error).__name__} {error}".rstrip())
             return None
         self._away.discard(key)
         return report
+
+    def _note_away(self, key: tuple[str, str], cause: str) -> None:
+        pod = self._pod(key[1])
+        # One that is going stops answering when its last request has ended.
+        if key not in self._away and pod is not None and not is_going(pod):
+            log.warning("gateway does not report", gateway=key[0], pod=key[1], cause=cause)
+            self._away.add(key)
 
     def _pod(self, name: str) -> Object | None:
         return next((pod for pod in self._pods() if metadata_of(pod)["name"] == name), None)
@@ -173,6 +187,15 @@ class GatewayReports:
 def gateway_of(pod: Object | None) -> str:
     """The gateway that a pod belongs to, by its label."""
     return str((metadata_of(pod or {}).get("labels") or {}).get(GATEWAY_LABEL) or "")
+
+
+def _stays(pod: Object) -> bool:
+    return not is_going(pod) and not _has_ended(pod)
+
+
+def _has_ended(pod: Object) -> bool:
+    """Whether nothing runs there any more: an evicted pod stays as an object, for weeks."""
+    return (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
 
 
 def _says_the_same(before: GatewayReport | None, after: GatewayReport) -> bool:

@@ -44,7 +44,7 @@ class Pulse:
 
 @contextlib.asynccontextmanager
 async def serve_health(
-    *, host: str, port: int, metrics: OperatorMetrics, unhealthy: Problems, unready: Problems
+    *, host: str | None, port: int, metrics: OperatorMetrics, unhealthy: Problems, unready: Problems
 ) -> AsyncIterator[int]:
     """Answer probes and scrapes while the block runs; yields the port.
 

@@ -10,14 +10,16 @@ from typing import Any
 import structlog
 
 from pointsman_kube.client import Kube
+from pointsman_kube.kinds import Object
 from pointsman_kube.mirror import Mirror
 from pointsman_operator.apply import Applier
 from pointsman_operator.autoscale import Autoscaler
 from pointsman_operator.conditions import condition_of
+from pointsman_operator.credential_reads import CredentialReads
 from pointsman_operator.events import EventWriter
 from pointsman_operator.gateway_reports import GatewayReports
 from pointsman_operator.metrics import OperatorMetrics
-from pointsman_operator.mirrors import Mirrors
+from pointsman_operator.mirrors import BY_POOL, Mirrors
 from pointsman_operator.objects import Owner
 from pointsman_operator.observe import Observer
 from pointsman_operator.observed import GatewayReport
@@ -42,6 +44,12 @@ POLICY_EDIT_SECONDS = 0.005
 """How long edits of policies are gathered before the route table is made anew."""
 POOL_EDIT_SECONDS = 0.3
 """The same for pools, which come in crowds and serve nothing for their first seconds."""
+CROWD_SECONDS = 2.0
+"""The longest that news of pools or tokens are gathered while more and more of them come."""
+CROWD = 32
+"""When so many pools wait for their turn, those that do not serve yet are looked at less often."""
+CROWDED_GATHER_SECONDS = 0.5
+"""How long news about such a pool's objects are gathered then."""
 FIRST_REPORTS_SECONDS = 5.0
 """How long a start waits for gateways that do not answer."""
 TOKEN_SECONDS = 0.5
@@ -68,8 +76,10 @@ class Leader:
     ) -> None:
         self._settings = settings
         self._policy_edited = Debounce(self._plan_gateways, POLICY_EDIT_SECONDS)
-        self._pool_edited = Debounce(self._plan_gateways, POOL_EDIT_SECONDS)
-        self._tokens_came = Debounce(self._plan_gateways, TOKEN_SECONDS)
+        self._pool_edited = Debounce(
+            self._plan_gateways, POOL_EDIT_SECONDS, most_seconds=CROWD_SECONDS
+        )
+        self._tokens_came = Debounce(self._plan_gateways, TOKEN_SECONDS, most_seconds=CROWD_SECONDS)
         self.store = Store(self._store_changed)
         self.reports = GatewayReports(
             lambda: self.mirrors.gateway_pods,
@@ -83,13 +93,15 @@ class Leader:
             kube,
             namespace=settings.namespace,
             pool_changed=self._pool_objects_changed,
+            endpoints_changed=self._endpoints_changed,
             gateway_changed=self._gateway_objects_changed,
             gateway_pod_changed=self._gateway_pod_changed,
             kuberay_changed=self._all_pools_changed,
             listed=self._sweep_soon,
         )
         self._secrets = SecretReader(kube)
-        self._selected = SelectedPods(kube, pool_changed=self._pool_changed)
+        self._credentials = CredentialReads(self._secrets, changed=self._tokens_came)
+        self._selected = SelectedPods(kube, pool_changed=self._endpoints_changed)
         self._applier = applier = Applier(
             kube,
             self._secrets,
@@ -111,7 +123,7 @@ class Leader:
             pods=lambda: self.mirrors.pods,
             token=self._ray_token,
             wrong_token=self._token_refused,
-            changed=self._pool_changed,
+            changed=self._replicas_changed,
             url_template=settings.ray_dashboard_url_template,
             polled=lambda ok: metrics.polled("ray", ok),
             workers=process.ray_workers,
@@ -134,6 +146,7 @@ class Leader:
             store=self.store,
             mirrors=self.mirrors,
             secrets=self._secrets,
+            credentials=self._credentials,
             applier=applier,
             reports=self.reports,
             events=events,
@@ -196,7 +209,8 @@ class Leader:
     @property
     def queues(self) -> tuple[WorkQueue[Any], ...]:
         """All queues, those that ask Ray and the gateways included."""
-        return (self.pools, self.gateways, self.policies, self._ray.queue, self.reports.queue)
+        own = (self.pools, self.gateways, self.policies)
+        return (*own, self._credentials.queue, self._ray.queue, self.reports.queue)
 
     def all_mirrors(self) -> Iterable[Mirror]:
         """All mirrors."""
@@ -208,6 +222,7 @@ class Leader:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.mirrors.run(), name="mirrors")
                 group.create_task(self.reports.queue.run(), name="gateway reports")
+                group.create_task(self._credentials.queue.run(), name="credentials")
                 await self.mirrors.answered()
                 # A table made from half of the pools would take the other half out of service.
                 await self.sweeper.wait_synced()
@@ -235,13 +250,16 @@ class Leader:
     def _store_changed(self, change: Change) -> None:
         pools = change.kind is self.store.pools.kind
         if change.asks_for_more and pools:
-            self.pools.add(change.key)
+            # Those that exist go before those that are made, which come in crowds.
+            self.pools.add(change.key, urgent=change.old is not None)
             self._pool_edited()
         elif change.asks_for_more:
             policy = self.store.policies.get(change.key)
             if policy is None or policy.spec.gateway_ref.name not in self._settings.gateways:
                 # No gateway's plan asks for its status.
-                self.policies.add(change.key)
+                self.policies.add(change.key, urgent=True)
+            for pool in _pools_in(change.old) | _pools_in(change.new):
+                self.pools.add_later(pool, GATHER_SECONDS)
             self._policy_edited()
         if pools and _ready(change.old) != _ready(change.new):
             for policy in self.store.policies.all():
@@ -261,8 +279,10 @@ class Leader:
 
     def _pool_objects_changed(self, key: Key) -> None:
         """A round looks at its own writes by itself, before it ends."""
-        if not self._applier.telling:
-            self._pool_changed(key)
+        if self._applier.telling:
+            return
+        crowded = len(self.pools) >= CROWD and not self._serves(key)
+        self.pools.add_later(key, CROWDED_GATHER_SECONDS if crowded else GATHER_SECONDS)
 
     def _gateway_objects_changed(self) -> None:
         if not self._applier.telling:
@@ -270,6 +290,20 @@ class Leader:
 
     def _pool_changed(self, key: Key) -> None:
         self.pools.add_later(key, GATHER_SECONDS)
+
+    def _endpoints_changed(self, key: Key) -> None:
+        """A pool that serves goes before those that are only being made, however many."""
+        if self._serves(key):
+            self.pools.add_later(key, GATHER_SECONDS, urgent=True)
+        else:
+            self._pool_objects_changed(key)
+
+    def _replicas_changed(self, key: Key) -> None:
+        """Ray tells of replicas that a pool has or had: none of them waits, the first included."""
+        self.pools.add_later(key, GATHER_SECONDS, urgent=self._serves(key))
+
+    def _serves(self, key: Key) -> bool:
+        return bool(self.mirrors.slices.find(BY_POOL, key))
 
     def _all_pools_changed(self) -> None:
         for key in self.store.pools.keys():  # noqa: SIM118
@@ -282,7 +316,8 @@ class Leader:
     def _planned(self, pools: Iterable[str], policies: Iterable[Key]) -> None:
         self._add_pools(pools)
         for policy in policies:
-            self.policies.add(policy)
+            # Its user waits to hear what became of the edit.
+            self.policies.add(policy, urgent=_is_edited(self.store.policies.raw(policy)))
 
     def _gateway_pod_changed(self, key: Key, old: object, new: object) -> None:
         self.reports.pod_changed(key, old, new)  # type: ignore[arg-type]
@@ -316,6 +351,30 @@ class Leader:
                 fresh = now
                 self._add_policies()
                 self._all_pools_changed()
+
+
+def _is_edited(obj: Object | None) -> bool:
+    """Whether the status tells of another generation than the object is of."""
+    if obj is None:
+        return False
+    seen = (obj.get("status") or {}).get("observedGeneration")
+    return seen is not None and seen != obj["metadata"].get("generation")
+
+
+def _pools_in(policy: Object | None) -> set[Key]:
+    """The pools that a policy's targets name, as the API server sent it."""
+    if policy is None:
+        return set()
+    namespace = str(policy["metadata"].get("namespace") or "")
+    references = (
+        target.get("poolRef") or {}
+        for rule in (policy.get("spec") or {}).get("rules") or ()
+        for target in rule.get("targets") or ()
+    )
+    return {
+        (str(reference.get("namespace") or namespace), str(reference.get("name")))
+        for reference in references
+    }
 
 
 def _ready(pool: object) -> object:

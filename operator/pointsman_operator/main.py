@@ -21,6 +21,7 @@ from pointsman_kube.client import Kube
 from pointsman_kube.config import ConfigurationError
 from pointsman_kube.errors import KubeError
 from pointsman_kube.kinds import MODEL_POOL, ROUTE_POLICY
+from pointsman_kube.tasks import end_task
 from pointsman_operator.handlers import operator_registry, operator_settings
 from pointsman_operator.health import Pulse, serve_health
 from pointsman_operator.leader import Leader
@@ -97,14 +98,14 @@ async def run(
     async with kube, contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(
             serve_health(
-                host=process.listen_host,
+                host=process.listen_host or None,
                 port=process.listen_port,
                 metrics=metrics,
                 unhealthy=lambda: _unhealthy(running, pulse, process),
                 unready=lambda: _unready(running),
             )
         )
-        stack.push_async_callback(_cancel, asyncio.create_task(pulse.run(), name="pulse"))
+        stack.push_async_callback(end_task, asyncio.create_task(pulse.run(), name="pulse"))
         if not await _until_crds_known(kube, running):
             return EXIT_OK if running.stopping.is_set() else EXIT_USAGE
         owner = await _until_owner_known(kube, settings, running)
@@ -167,7 +168,7 @@ async def _lead(
     try:
         async with asyncio.timeout(_STOP_SECONDS):
             # First nobody writes any more, then the lease goes to the next.
-            await _cancel(tasks["leader"])
+            await end_task(tasks["leader"])
             tasks["lease"].cancel()
             await election.release()
             await asyncio.wait([tasks["kopf"]], timeout=1.0)
@@ -251,8 +252,10 @@ def _unready(running: _Running) -> Iterable[str]:
         yield "the API server has not answered yet"
     elif running.election.leads and running.leader is not None:
         leader = running.leader
+        refused = [mirror.refused for mirror in leader.mirrors if mirror.refused]
         if waiting := leader.mirrors.unanswered:
-            yield f"no list yet of {', '.join(waiting)}"
+            why = f" ({'; '.join(refused)})" if refused else ""
+            yield f"no list yet of {', '.join(waiting)}{why}"
         elif not leader.sweeper.synced:
             yield "not all ModelPools and RoutePolicies are known yet"
 
@@ -263,16 +266,10 @@ async def _first(wanted: Coroutine[Any, Any, Any], other: Coroutine[Any, Any, An
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         if task not in done:
-            await _cancel(task)
+            await end_task(task)
     if tasks[0] in done:
         tasks[0].result()
     return tasks[0] in done
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
 
 
 def _on_signals(stopping: asyncio.Event) -> None:

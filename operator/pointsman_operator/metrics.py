@@ -142,18 +142,28 @@ class _Gauges(Collector):
         objects = GaugeMetricFamily(
             "pointsman_operator_mirror_objects", "Objects held.", labels=("resource",)
         )
-        for resource, (oldest, count) in _by_resource(self._mirrors()).items():
+        refused = GaugeMetricFamily(
+            "pointsman_operator_mirror_refused",
+            "Watches that the API server refuses though it answers; the log says what to do.",
+            labels=("resource",),
+        )
+        for resource, (oldest, count, refusals) in _by_resource(self._mirrors()).items():
             age.add_metric((resource,), oldest)
             objects.add_metric((resource,), count)
+            refused.add_metric((resource,), refusals)
         leader = GaugeMetricFamily("pointsman_operator_leader", "1 on the operator that acts.")
         leader.add_metric((), float(self._leads()))
-        yield from (depth, wait, retrying, age, objects, leader)
+        yield from (depth, wait, retrying, age, objects, refused, leader)
 
 
-def _by_resource(mirrors: Iterable[Mirror]) -> dict[str, tuple[float, int]]:
-    """The oldest age and all objects of each resource: some are mirrored in several parts."""
-    found: dict[str, tuple[float, int]] = {}
+def _by_resource(mirrors: Iterable[Mirror]) -> dict[str, tuple[float, int, int]]:
+    """The oldest age, all objects and all refusals of each resource: some have several mirrors."""
+    found: dict[str, tuple[float, int, int]] = {}
     for mirror in mirrors:
-        age, count = found.get(mirror.kind.resource, (0.0, 0))
-        found[mirror.kind.resource] = (max(age, mirror.age_seconds), count + len(mirror))
+        age, count, refused = found.get(mirror.kind.resource, (0.0, 0, 0))
+        found[mirror.kind.resource] = (
+            max(age, mirror.age_seconds),
+            count + len(mirror),
+            refused + bool(mirror.refused),
+        )
     return found

@@ -38,6 +38,7 @@ class Mirrors:
         kube: the connection.
         namespace: the operator's and the gateways' own.
         pool_changed: told the key of a pool of whose objects one changed.
+        endpoints_changed: the same of one of its pods.
         gateway_changed: told that something that routes are made from changed.
         gateway_pod_changed: told that a gateway's pod came, changed or went.
         kuberay_changed: told when KubeRay's kinds come or go.
@@ -50,14 +51,15 @@ class Mirrors:
         *,
         namespace: str,
         pool_changed: PoolChanged,
+        endpoints_changed: PoolChanged,
         gateway_changed: Callable[[], None],
         gateway_pod_changed: OnChange,
         kuberay_changed: Callable[[], None] = lambda: None,
         listed: Callable[[], None] = lambda: None,
     ) -> None:
-        def pool(kind: Any, **options: Any) -> Mirror:
+        def pool(kind: Any, tell: PoolChanged = pool_changed, **options: Any) -> Mirror:
             options = {"label_selector": POOL_LABEL, "indexes": {BY_POOL: pools_of}, **options}
-            changed = _tell_pools(options["indexes"][BY_POOL], pool_changed)
+            changed = _tell_pools(options["indexes"][BY_POOL], tell)
             return Mirror(kube, kind, on_change=changed, **options)
 
         self.ray_services = pool(RAY_SERVICE, on_served=lambda served: kuberay_changed())
@@ -68,7 +70,7 @@ class Mirrors:
             # KubeRay's CRDs come and go together, but a server ends the watch of one sooner.
             on_served=lambda served: self.ray_services.doubt(),
         )
-        self.pods = pool(POD, transform=slim_pod)
+        self.pods = pool(POD, endpoints_changed, transform=slim_pod)
         self.revisions = pool(CONTROLLER_REVISION)
         # Ours alone lie outside their pool's namespace: elsewhere a label proves nothing.
         self.slices = pool(

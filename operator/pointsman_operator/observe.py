@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
-from pointsman_api.labels import AUTH_TOKEN_KEY, REPLICA_TOKEN_KEY, access_secret_name
+from pointsman_api.labels import credentials_name, token_key
 from pointsman_api.modelpool import ModelPool
 from pointsman_kube.client import Kube
-from pointsman_kube.errors import KubeError
-from pointsman_kube.kinds import POD, Object, Ref
-from pointsman_operator.causes import last_line
+from pointsman_kube.errors import KindNotServed
+from pointsman_kube.kinds import RAY_SERVICE, Object
+from pointsman_operator.access_reader import AccessReader
+from pointsman_operator.claims import Claim, claim_of, is_former, is_labelled
+from pointsman_operator.clusters import CLUSTER_LABEL
 from pointsman_operator.gateway_reports import GatewayReports
 from pointsman_operator.mirrors import BY_POOL, Mirrors
-from pointsman_operator.objects import is_going, metadata_of, name_of
+from pointsman_operator.objects import metadata_of, name_of
 from pointsman_operator.observed import PoolObserved
+from pointsman_operator.pod_logs import LastLines
 from pointsman_operator.ray_polls import RayPolls
 from pointsman_operator.secret_reader import Key, SecretReader, decoded
 from pointsman_operator.selected_pods import SelectedPods
 from pointsman_operator.sources import named_secrets
-
-_LOG_LINES = 20
-_MISSING_SECONDS = 1.0
-_REMEMBERED_LOGS = 512
-_MOST_LOGS = 4
-"""Crashed pods of one pool that are asked for their last words; the others say the same."""
 
 
 class Observer:
@@ -55,53 +52,82 @@ class Observer:
         self._secrets = secrets
         self._ray = ray
         self._gateways = gateways
-        self._token_came = token_came
-        self._tokens: dict[Key, str | None] = {}
-        self._access_age_seconds = access_age_seconds
+        self._access = AccessReader(
+            secrets, age_seconds=access_age_seconds, token_came=token_came, now=now
+        )
+        self._lines = LastLines(kube, now=now)
         self._now = now
-        self._logs: OrderedDict[tuple[str, ...], str] = OrderedDict()
 
     async def observe(
-        self, pool: ModelPool, *, refused: str, refused_revision: str = ""
+        self,
+        pool: ModelPool,
+        *,
+        refused: str,
+        refused_revision: str = "",
+        routed_by: frozenset[str] | None = None,
     ) -> PoolObserved:
         """What is known about a pool now."""
         key = key_of(pool)
-        slices = tuple(self._mirrors.slices.find(BY_POOL, key))
         secrets = {name: await self._keys_in(key[0], name) for name in named_secrets(pool)}
+        common = PoolObserved(
+            now=self._now(),
+            slices=tuple(self._mirrors.slices.find(BY_POOL, key)),
+            secrets=secrets,
+            gateways=self._gateways.views(),
+            routed_by=routed_by,
+        )
         selector = pool.spec.backend.pod_selector
         if selector is not None:
-            return PoolObserved(
-                now=self._now(),
-                pods=await self._selected.pods(key, selector.selector),
-                slices=slices,
-                secrets=secrets,
-                gateways=self._gateways.views(),
-            )
+            return replace(common, pods=await self._selected.pods(key, selector.selector))
         await self._selected.forget(key)
         if pool.spec.backend.ray_serve is None:
-            return PoolObserved(
-                now=self._now(), slices=slices, secrets=secrets, gateways=self._gateways.views()
-            )
-        access = await self._access(key)
-        clusters = tuple(self._mirrors.ray_clusters.find(BY_POOL, key))
-        pods = tuple(self._mirrors.pods.find(BY_POOL, key))
-        lines = await self._last_lines(pods)
-        return PoolObserved(
-            now=self._now(),
+            return common
+        found = self._mirrors.ray_services.get(*key)
+        service = found if found is not None and claim_of(found, pool) is Claim.OURS else None
+        clusters = own_clusters(pool, service, self._mirrors.ray_clusters.find(BY_POOL, key))
+        pods = own_pods(pool, clusters, self._mirrors.pods.find(BY_POOL, key))
+        access = await self._access.read(pool, pods)
+        lines = await self._lines.of(pods)
+        in_the_way = (found if service is None else None, access.foreign)
+        return replace(
+            common,
             kuberay_served=self._mirrors.ray_services.served is not False,
-            access_secret=access,
+            access_secret=access.secret,
+            lost_access=access.lost,
+            in_the_way=tuple(item for item in in_the_way if item is not None),
             revisions=tuple(self._mirrors.revisions.find(BY_POOL, key)),
-            ray_service=self._mirrors.ray_services.get(*key),
+            ray_service=service,
             ray_clusters=clusters,
             pods=pods,
-            serve=self._ray.readings(key),
-            slices=slices,
-            secrets=secrets,
+            serve={
+                name: reading
+                for name, reading in self._ray.readings(key).items()
+                if name in map(name_of, clusters)
+            },
             last_log_lines=lines,
-            gateways=self._gateways.views(),
             refused=refused,
             refused_revision=refused_revision,
         )
+
+    async def find_hidden(self, pool: ModelPool, observed: PoolObserved) -> PoolObserved | None:
+        """The same with the RayService of the pool's name that no mirror shows; None: no such.
+
+        Mirrors show what is labelled. One that is the pool's own lost its labels.
+        """
+        namespace, name = key_of(pool)
+        try:
+            # A list of one: the operator need not be allowed another verb for it.
+            items, _ = await self._kube.list(
+                RAY_SERVICE, namespace, field_selector=f"metadata.name={name}"
+            )
+        except KindNotServed:
+            return None
+        if not items:
+            return None
+        (found,) = items
+        if claim_of(found, pool) is Claim.OURS:
+            return replace(observed, ray_service=found)
+        return replace(observed, in_the_way=(found, *observed.in_the_way))
 
     @property
     def missing_seconds(self) -> float:
@@ -109,60 +135,35 @@ class Observer:
         return self._secrets.missing_ttl_seconds
 
     def forget(self, key: Key) -> None:
+        """Somebody has made the pool's Secret anew: read it again."""
+        self._access.read_again(key)
+
+    def forget_pool(self, key: Key) -> None:
         """The pool is gone, and its tokens with it."""
-        self._secrets.forget(key[0], access_secret_name(key[1]))
-        self._tokens.pop(key, None)
+        self._access.forget(key)
 
     def ray_token(self, key: Key) -> str | None:
         """Ray's token of a pool's clusters, as far as it was read."""
-        return decoded(self._secrets.held(key[0], access_secret_name(key[1]))).get(AUTH_TOKEN_KEY)
+        return self._access.ray_token(key)
 
-    async def _access(self, key: Key) -> Object | None:
-        name = access_secret_name(key[1])
-        held = self._secrets.held(key[0], name)
-        # A missing one is soon asked for again: only its maker, who is us, knows that it came.
-        age = self._access_age_seconds if held is not None else _MISSING_SECONDS
-        secret = await self._secrets.read(key[0], name, most_age_seconds=age)
-        token = decoded(secret).get(REPLICA_TOKEN_KEY)
-        if self._tokens.get(key) != token:
-            # Gateways send it with every request.
-            self._tokens[key] = token
-            self._token_came()
-        return secret
+    def known_replica_token(
+        self, key: Key, *, namespace: str, gateways: Iterable[str]
+    ) -> str | None:
+        """The token of a pool's replicas that its gateways have, as far as that was read.
+
+        Args:
+            namespace: the gateways'.
+        """
+        name = token_key(*key)
+        for gateway in gateways:
+            held = self._secrets.held(namespace, credentials_name(gateway))
+            if token := decoded(held).get(name):
+                return token
+        return None
 
     async def _keys_in(self, namespace: str, name: str) -> frozenset[str] | None:
         secret = await self._secrets.read(namespace, name)
         return None if secret is None else frozenset(secret.get("data") or {})
-
-    async def _last_lines(self, pods: Iterable[Object]) -> Mapping[str, str]:
-        lines: dict[str, str] = {}
-        asked = 0
-        for pod in pods:
-            crashed = None if is_going(pod) else _crashed_container(pod)
-            if crashed is None:
-                continue
-            container, restarts = crashed
-            life = (str(metadata_of(pod).get("uid")), container, str(restarts))
-            if life not in self._logs:
-                if asked >= _MOST_LOGS:
-                    continue
-                asked += 1
-                self._logs[life] = await self._last_line(pod, container, previous=restarts > 0)
-                while len(self._logs) > _REMEMBERED_LOGS:
-                    self._logs.popitem(last=False)
-            if self._logs[life]:
-                lines[name_of(pod)] = self._logs[life]
-        return lines
-
-    async def _last_line(self, pod: Object, container: str, *, previous: bool) -> str:
-        ref = Ref(kind=POD, namespace=str(metadata_of(pod)["namespace"]), name=name_of(pod))
-        try:
-            text = await self._kube.log(
-                ref, container=container, previous=previous, lines=_LOG_LINES
-            )
-        except KubeError:
-            return ""
-        return last_line(text)
 
 
 def key_of(pool: ModelPool) -> Key:
@@ -170,13 +171,35 @@ def key_of(pool: ModelPool) -> Key:
     return pool.metadata.namespace, pool.metadata.name
 
 
-def _crashed_container(pod: Object) -> tuple[str, int] | None:
-    """A container that ended in failure and does not run, and how often it was restarted."""
-    status = pod.get("status") or {}
-    for kind in ("initContainerStatuses", "containerStatuses"):
-        for container in status.get(kind) or ():
-            state = container.get("state") or {}
-            ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
-            if ended and not state.get("running") and ended.get("exitCode", 0) != 0:
-                return str(container.get("name", "")), int(container.get("restartCount") or 0)
-    return None
+def own_clusters(
+    pool: ModelPool, service: Object | None, clusters: Iterable[Object]
+) -> tuple[Object, ...]:
+    """Those of the RayClusters for a RayService of the pool's name that are the pool's.
+
+    A stranger's RayService of this name has some too, and so had that of a deleted namesake.
+    """
+    uid = metadata_of(service or {}).get("uid")
+    return tuple(
+        item
+        for item in clusters
+        if is_labelled(item, pool)
+        and ((uid and _is_owned_by(item, uid)) or not is_former(item, pool))
+    )
+
+
+def own_pods(
+    pool: ModelPool, clusters: Iterable[Object], pods: Iterable[Object]
+) -> tuple[Object, ...]:
+    """The pods that are not left from a deleted pool of the same name."""
+    names = {name_of(item) for item in clusters}
+    return tuple(
+        pod
+        for pod in pods
+        if (metadata_of(pod).get("labels") or {}).get(CLUSTER_LABEL) in names
+        or not is_former(pod, pool)
+    )
+
+
+def _is_owned_by(obj: Mapping[str, object], uid: object) -> bool:
+    owners = metadata_of(obj).get("ownerReferences") or ()
+    return any(owner.get("uid") == uid for owner in owners)

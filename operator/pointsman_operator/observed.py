@@ -156,6 +156,11 @@ class PoolObserved:
     """Whether the API server knows the kind RayService."""
     access_secret: Document | None = None
     """The Secret ``NAME-access``."""
+    lost_access: Document | None = None
+    """What is still known of that Secret where it is gone, or where a part of it is."""
+    in_the_way: tuple[Document, ...] = ()
+    """Objects that have a name which the pool's own Secret or RayService needs, and are not the
+    pool's. They are in no other field."""
     revisions: tuple[Document, ...] = ()
     """The pool's ControllerRevisions, in any order."""
     ray_service: Document | None = None
@@ -173,6 +178,8 @@ class PoolObserved:
     last_log_lines: Mapping[str, str] = field(default_factory=dict)
     """The last line that a crashed container wrote, by pod, where the shell has fetched it."""
     gateways: tuple[GatewayView, ...] = ()
+    routed_by: frozenset[str] | None = None
+    """Names of the gateways with a route to the pool; None: that was not looked up."""
     refused: str = ""
     """What the API server said when it last refused an object of this pool; empty: nothing."""
     refused_revision: str = ""

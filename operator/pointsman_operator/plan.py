@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pointsman_api.conditions import ModelPoolCondition, Reason
-from pointsman_api.labels import (
-    AUTH_TOKEN_KEY,
-    REPLICA_TOKEN_KEY,
-    REVISION_ANNOTATION,
-    access_secret_name,
-)
+from pointsman_api.labels import REVISION_ANNOTATION
 from pointsman_api.modelpool import ModelPool
 from pointsman_kube.kinds import (
     CONTROLLER_REVISION,
@@ -22,18 +16,18 @@ from pointsman_kube.kinds import (
     Object,
     Ref,
 )
+from pointsman_operator.access import AccessPlan, AccessTokens, plan_access, stamp_in, stamped
+from pointsman_operator.claims import is_labelled, obstacles
 from pointsman_operator.drift import needs_apply
 from pointsman_operator.objects import (
     annotation_of,
     is_going,
     metadata_of,
     name_of,
-    owner_reference,
-    pool_labels,
 )
 from pointsman_operator.observed import PoolObserved
 from pointsman_operator.problem import Problem, RefusedSpecError
-from pointsman_operator.ray_service import REDIS_PASSWORD_KEY, ray_service, render_spec
+from pointsman_operator.ray_service import ray_service, render_spec
 from pointsman_operator.revision import (
     Revision,
     decode_revision,
@@ -47,15 +41,7 @@ from pointsman_operator.revision import (
 from pointsman_operator.settings import OperatorSettings
 from pointsman_operator.sources import check_host_paths, named_secrets
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccessTokens:
-    """Fresh random values, which become a pool's tokens if it has none yet."""
-
-    auth_token: str
-    """Of Ray's REST API; 32 characters or more."""
-    replica_token: str
-    """That replicas want to see on every request; 32 characters or more."""
+__all__ = ["AccessTokens", "PoolPlan", "plan_gone", "plan_pool"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,22 +98,34 @@ def plan_pool(
     held_back = bool(observed.refused_revision) and (
         observed.refused_revision == revision_name(pool, revision_key(pool))
     )
-    if revision is None or not observed.kuberay_served:
+    namesake = None if revision is None else _namesake(observed.revisions, own, revision.name)
+    strange = namesake is not None and not is_labelled(namesake, pool)
+    in_the_way = (*observed.in_the_way, *((namesake,) if namesake and strange else ()))
+    problems += obstacles(in_the_way, pool)
+    # A pool that runs goes on: its pods have what they need of what is in the way.
+    blocked = bool(in_the_way) and (observed.ray_service is None or strange)
+    if revision is None or not observed.kuberay_served or blocked:
         return PoolPlan(
             wanted_replicas=wanted_replicas, problems=tuple(problems), held_back=held_back
         )
-    create, apply = _access(pool, observed, fresh, settings)
+    access = AccessPlan(stamp=stamp_in(observed.ray_service))
+    if not in_the_way:
+        access = plan_access(pool, observed, fresh, settings)
+    apply = list(access.apply)
     stored = {name_of(item): item for item in own}
     document = encode_revision(pool, revision)
     delete: list[Ref] = []
-    if _is_damaged(stored.get(revision.name)):
+    damaged = stored.get(revision.name) if _is_damaged(stored.get(revision.name)) else namesake
+    if damaged is not None:
         # The data of a ControllerRevision cannot be changed: it is made anew in the next round.
-        delete.append(_ref(CONTROLLER_REVISION, stored[revision.name]))
+        if not is_going(damaged):
+            delete.append(_ref(CONTROLLER_REVISION, damaged))
     elif needs_apply(stored.get(revision.name), document):
         apply.append(document)
     service = observed.ray_service
     if wanted_replicas > 0:
-        wanted = ray_service(pool, revision, wanted_replicas)
+        spec = stamped(revision.spec, access.stamp)
+        wanted = ray_service(pool, replace(revision, spec=spec), wanted_replicas)
         # One that is going cannot be kept: the next is made when it is gone.
         if (service is None or not is_going(service)) and needs_apply(service, wanted):
             apply.append(wanted)
@@ -138,7 +136,7 @@ def plan_pool(
         _ref(CONTROLLER_REVISION, stored[name]) for name in surplus_revisions(own, keep=keep)
     ]
     return PoolPlan(
-        create=create,
+        create=access.create,
         apply=tuple(apply),
         delete=tuple(delete),
         revision=revision.name,
@@ -249,6 +247,15 @@ def _is_owned(document: Mapping[str, Any], pool: ModelPool) -> bool:
     )
 
 
+def _namesake(
+    documents: Iterable[Mapping[str, Any]], own: Iterable[Mapping[str, Any]], name: str
+) -> Mapping[str, Any] | None:
+    """The ControllerRevision of this name that is not the pool's own."""
+    if any(name_of(item) == name for item in own):
+        return None
+    return next((item for item in documents if name_of(item) == name), None)
+
+
 def _is_damaged(document: Mapping[str, Any] | None) -> bool:
     return document is not None and decode_revision(document) is None
 
@@ -256,69 +263,3 @@ def _is_damaged(document: Mapping[str, Any] | None) -> bool:
 def _ref(kind: Any, document: Mapping[str, Any]) -> Ref:
     metadata = metadata_of(document)
     return Ref(kind=kind, namespace=str(metadata.get("namespace") or ""), name=name_of(document))
-
-
-def _access(
-    pool: ModelPool, observed: PoolObserved, fresh: AccessTokens, settings: OperatorSettings
-) -> tuple[tuple[Object, ...], list[Object]]:
-    """The Secret to create, or to apply with what it lacks. The tokens in it stay for good."""
-    values = {AUTH_TOKEN_KEY: fresh.auth_token, REPLICA_TOKEN_KEY: fresh.replica_token}
-    password = {REDIS_PASSWORD_KEY: settings.redis_password} if settings.redis_password else {}
-    owners = [owner_reference(pool), *_cluster_owners(observed, settings)]
-    live = observed.access_secret
-    if live is None:
-        return (_access_secret(pool, owners, _encoded(values | password)),), []
-    there = dict(live.get("data") or {})
-    wanted = {name: value for name, value in _encoded(values).items() if not there.get(name)}
-    wanted |= {n: v for n, v in _encoded(password).items() if there.get(n) != v}
-    known = {owner.get("uid") for owner in metadata_of(live).get("ownerReferences") or ()}
-    if not wanted and all(owner["uid"] in known for owner in owners):
-        return (), []
-    # Whole: what an apply leaves out of what an earlier one has set is removed.
-    return (), [_access_secret(pool, owners, there | wanted)]
-
-
-def _cluster_owners(observed: PoolObserved, settings: OperatorSettings) -> list[dict[str, object]]:
-    """The RayClusters that need the Secret longer than the pool does.
-
-    When one is deleted KubeRay runs a Job that clears its keys in Redis, with the password from
-    here: without it the Job cannot start, and KubeRay's finalizer holds the RayCluster.
-    """
-    if not settings.redis_password:
-        return []
-    return [
-        {
-            "apiVersion": "ray.io/v1",
-            "kind": "RayCluster",
-            "name": name_of(cluster),
-            "uid": str(metadata_of(cluster).get("uid") or ""),
-            "controller": False,
-            "blockOwnerDeletion": False,
-        }
-        for cluster in sorted(observed.ray_clusters, key=name_of)
-    ]
-
-
-def _access_secret(
-    pool: ModelPool, owners: list[dict[str, object]], data: Mapping[str, str]
-) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "type": "Opaque",
-        "metadata": {
-            "name": access_secret_name(pool.metadata.name),
-            "namespace": pool.metadata.namespace,
-            "labels": pool_labels(pool, "access"),
-            "ownerReferences": owners,
-        },
-        "data": dict(data),
-    }
-
-
-def _encoded(values: Mapping[str, str]) -> dict[str, str]:
-    return {name: _b64(value) for name, value in values.items()}
-
-
-def _b64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()

@@ -9,6 +9,7 @@ from typing import Any
 from pointsman_api.compile import RouteProblem
 from pointsman_api.conditions import Reason
 from pointsman_api.conditions import RoutePolicyCondition as Condition
+from pointsman_api.field_path import field_text
 from pointsman_api.routepolicy import RoutePolicy
 from pointsman_operator.conditions import (
     EventNote,
@@ -208,10 +209,7 @@ def _ready(
 
 def _told(problems: list[RouteProblem]) -> str:
     """The first three problems, each with its field."""
-    shown = [
-        f"{'.'.join(map(str, item.field))} is {item.value!r}: {item.message}"
-        for item in problems[:3]
-    ]
+    shown = [f"{field_text(item.field)} is {item.value!r}: {item.message}" for item in problems[:3]]
     more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
     return "; ".join(shown) + more
 

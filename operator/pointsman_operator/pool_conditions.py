@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 from pointsman_api.conditions import ModelPoolCondition as Condition
 from pointsman_api.conditions import Reason
+from pointsman_api.labels import access_secret_name
 from pointsman_api.modelpool import EngineType, Rollout
 from pointsman_operator.conditions import Said, condition_of
 from pointsman_operator.objects import metadata_of, name_of
 from pointsman_operator.pool_view import View
 from pointsman_operator.problem import Problem
+from pointsman_operator.reach import Reach
 from pointsman_operator.rollout import MOVING, Phase
 from pointsman_operator.times import seconds_of
 
@@ -168,7 +170,7 @@ def _progressing(view: View) -> Said:
             True,
             Reason.PROGRESSING if phase is Phase.STARTING else Reason.ROLLING_OUT,
             f"{_DOING[phase]}: {updated} of {view.wanted} replicas have the revision "
-            f"{view.revision}",
+            f"{view.revision}{_renewed(view)}",
         )
     if _scaling(view):
         return _said(
@@ -183,6 +185,16 @@ _DOING = {
     Phase.ROLLING: "replicas are replaced one after the other",
     Phase.SWITCHING: "a second RayCluster starts beside the one that serves",
 }
+
+
+def _renewed(view: View) -> str:
+    if not view.renewed:
+        return ""
+    secret = access_secret_name(view.pool.metadata.name)
+    return (
+        f"; the Secret {secret} was lost and has new values, so pods that have the old ones are "
+        "replaced"
+    )
 
 
 def _old_ones(view: View) -> str:
@@ -245,14 +257,14 @@ def _ready(view: View, aspects: Iterable[Said]) -> Said:
             Reason.NO_REPLICAS if first is None else first.reason,
             "no replica serves" if first is None else first.message,
         )
-    if view.reached is False and view.pool.spec.backend.external is None:
-        return _said(
-            kind,
-            False,
-            Reason.GATEWAYS_NOT_READY,
-            f"{view.ready} replicas are ready, and no gateway reaches one of them yet: if this "
-            "stays, see the gateways' logs and the NetworkPolicies between them and the replicas",
-        )
+    external = view.pool.spec.backend.external
+    there = f"{view.ready} replicas are ready" if external is None else "its addresses are known"
+    # Gateways count no replicas of somebody else's addresses.
+    reached = view.reached
+    if not reached.serves and (external is None or reached.reach in (Reach.NO_POD, Reach.SILENT)):
+        return _said(kind, False, Reason.GATEWAYS_NOT_READY, f"{there}, and {reached.why}")
+    if reached.reach is Reach.NO_ROUTE:
+        return _said(kind, True, Reason.READY, f"{there}; {reached.why}")
     return _said(kind, True, Reason.READY, "requests are served")
 
 

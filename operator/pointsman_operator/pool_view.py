@@ -10,11 +10,14 @@ from pointsman_api.compile import RouteProblem
 from pointsman_api.conditions import ModelPoolCondition as Condition
 from pointsman_api.conditions import Reason
 from pointsman_api.endpoint_slices import ReplicaEndpoint
+from pointsman_api.field_path import field_text
 from pointsman_api.modelpool import ModelPool
+from pointsman_operator.access import has_outdated_pods
 from pointsman_operator.causes import Cause, find_cause
 from pointsman_operator.observed import PoolObserved
 from pointsman_operator.plan import PoolPlan
 from pointsman_operator.problem import Problem
+from pointsman_operator.reach import Reached, reach_of
 from pointsman_operator.rollout import Rollout, rollout_of
 from pointsman_operator.settings import OperatorSettings
 
@@ -32,8 +35,10 @@ class View:
     revision: str
     cause: Cause | None
     problems: tuple[Problem, ...]
-    reached: bool | None
-    """Whether a gateway reaches a replica; None where no gateway says anything."""
+    reached: Reached
+    """How far the gateways get on their way to a replica."""
+    renewed: bool
+    """Pods run whose tokens are those of a lost Secret."""
 
 
 def pool_rollout(
@@ -82,7 +87,11 @@ def view_of(
     cause = None
     if pool.spec.backend.ray_serve is not None and wanted > 0:
         cause = find_cause(
-            observed.pods, observed.serve.values(), last_log_lines=observed.last_log_lines
+            observed.pods,
+            observed.serve.values(),
+            clusters=observed.ray_clusters,
+            service=observed.ray_service,
+            last_log_lines=observed.last_log_lines,
         )
     return View(
         pool=pool,
@@ -94,24 +103,10 @@ def view_of(
         revision=plan.revision,
         cause=cause,
         problems=tuple(problems),
-        reached=_reached(pool.key, observed, settings.gateway_stale_seconds),
+        reached=reach_of(pool, observed, stale_seconds=settings.gateway_stale_seconds),
+        renewed=has_outdated_pods(observed),
     )
 
 
 def _route_message(problem: RouteProblem) -> str:
-    path = ".".join(str(part) for part in problem.field)
-    return f"{path} is {problem.value!r}: {problem.message}"
-
-
-def _reached(key: str, observed: PoolObserved, stale_seconds: float) -> bool | None:
-    fresh = [
-        report
-        for gateway in observed.gateways
-        for report in gateway.reports
-        if report.pod in gateway.pods
-        and report.ready
-        and observed.now - report.read_at <= stale_seconds
-    ]
-    if not fresh:
-        return None
-    return any(key in item.pools and item.pools[key].serving_replicas > 0 for item in fresh)
+    return f"{field_text(problem.field)} is {problem.value!r}: {problem.message}"

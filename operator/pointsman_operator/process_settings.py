@@ -27,8 +27,9 @@ class ProcessSettings:
         ValueError: a value is out of its range; says which and what is allowed.
     """
 
-    listen_host: str = "0.0.0.0"
-    """Address of /healthz, /readyz and /metrics; probes and scrapes come from outside."""
+    listen_host: str = ""
+    """Address of /healthz, /readyz and /metrics; probes and scrapes come from outside. Empty: every
+    address, of IPv4 and IPv6."""
     listen_port: int = 8081
     """TCP port of the same; 0 lets the system choose one."""
     identity: str = field(default_factory=_identity)

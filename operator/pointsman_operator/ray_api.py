@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import aiohttp
 
+from pointsman_operator.pod_answer import MOST_BYTES, PodAnswerError, read_json, session_for_pods
+
 _PATH = "/api/serve/applications/"
-_MOST_BYTES = 32 * 1024 * 1024
 
 
 class RayError(Exception):
@@ -25,11 +26,13 @@ class RayApi:
     """Asks Ray heads, over one pool of connections.
 
     Args:
-        timeout_seconds: for one question.
+        timeout_seconds: for one question, its whole answer included.
+        most_bytes: longer answers are not read.
     """
 
-    def __init__(self, *, timeout_seconds: float = 3.0) -> None:
+    def __init__(self, *, timeout_seconds: float = 3.0, most_bytes: int = MOST_BYTES) -> None:
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._most_bytes = most_bytes
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -41,12 +44,12 @@ class RayApi:
         """The document of ``GET /api/serve/applications/``.
 
         Raises:
-            RayError: no answer, or another one.
+            RayError: no answer in time, another one, or one that is too long.
         """
         if self._session is None:
             # Heads come and go: an idle connection to one is worth little, and costs a descriptor.
             connector = aiohttp.TCPConnector(limit=64, keepalive_timeout=15.0)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+            self._session = session_for_pods(connector=connector, timeout=self._timeout)
         headers = {"authorization": f"Bearer {token}"} if token else {}
         url = dashboard_url.rstrip("/") + _PATH
         try:
@@ -57,8 +60,8 @@ class RayApi:
                     )
                 if response.status != 200:
                     raise RayError(f"{url}: status {response.status}")
-                if (response.content_length or 0) > _MOST_BYTES:
-                    raise RayError(f"{url}: {response.content_length} bytes, which is too long")
-                return await response.json(content_type=None)
+                return await read_json(response, most_bytes=self._most_bytes)
+        except PodAnswerError as error:
+            raise RayError(str(error)) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise RayError(f"{url}: {type(error).__name__} {error}".rstrip()) from error

@@ -6,42 +6,46 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import structlog
-
 from pointsman_api.compile import RouteProblem
 from pointsman_api.conditions import ModelPoolCondition, Reason, RoutePolicyCondition
 from pointsman_api.labels import (
     GATEWAY_LABEL,
     access_secret_name,
+    credential_key,
     credentials_name,
     token_key,
 )
+from pointsman_api.meta import object_key
 from pointsman_api.modelpool import ModelPool
-from pointsman_api.route_config import RouteConfigError, read_route_config
+from pointsman_api.route_config import RouteConfigError, read_config
 from pointsman_api.routepolicy import RoutePolicy
 from pointsman_kube.client import Kube
-from pointsman_kube.errors import NotFound
 from pointsman_kube.kinds import Object
 from pointsman_operator.apply import Applier
 from pointsman_operator.conditions import Said, condition_documents, condition_of
+from pointsman_operator.credential_reads import CredentialReads
 from pointsman_operator.events import EventWriter
 from pointsman_operator.gateway_plan import (
     REMEMBERED_TABLES,
     GatewayPlan,
     PolicyMemory,
+    SecretData,
+    Unreadable,
     plan_gateway,
     policy_parts,
 )
 from pointsman_operator.gateway_reports import GatewayReports
 from pointsman_operator.mirrors import Mirrors
-from pointsman_operator.objects import Owner, canonical, is_going, metadata_of
+from pointsman_operator.objects import Owner, is_going, metadata_of
 from pointsman_operator.observed import GatewayReport
 from pointsman_operator.policy_status import policy_events, policy_status
 from pointsman_operator.secret_reader import SecretReader
 from pointsman_operator.settings import OperatorSettings
+from pointsman_operator.status_writer import StatusWriter
 from pointsman_operator.store import Key, Store
 
-log = structlog.get_logger(__name__)
+_NEW_KEYS_SECONDS = 1.0
+"""How long a table waits for the keys of External pools that are new in it."""
 
 
 class GatewayReconciler:
@@ -60,6 +64,7 @@ class GatewayReconciler:
         store: Store,
         mirrors: Mirrors,
         secrets: SecretReader,
+        credentials: CredentialReads,
         applier: Applier,
         reports: GatewayReports,
         events: EventWriter,
@@ -70,13 +75,15 @@ class GatewayReconciler:
         source: random.Random | None = None,
         owner: Owner | None = None,
     ) -> None:
-        self._kube = kube
         self._store = store
         self._mirrors = mirrors
         self._secrets = secrets
+        self._credentials = credentials
         self._applier = applier
         self._reports = reports
-        self._events = events
+        self._status = StatusWriter(
+            kube, events, events_between=policy_events, took=store.policies.take, now=now
+        )
         self._settings = settings
         self._planned = planned
         self._resync_seconds = resync_seconds
@@ -108,12 +115,13 @@ class GatewayReconciler:
             policies,
             namespace=namespace,
             namespace_labels=self._namespace_labels(),
-            secrets=await self._secret_data(pools),
+            secrets=await self._secret_data(pools, (credentials or {}).get("data") or {}),
             config_maps=self._config_maps(gateway),
             credentials=credentials,
             memory=self._recalled(gateway, policies) if before is None else before.memory,
             owner=self._owner,
             made=None if before is None else before.made,
+            unreadable=self._unreadable(),
         )
         await self._applier.apply(plan.apply)
         await self._applier.delete(plan.delete)
@@ -123,10 +131,7 @@ class GatewayReconciler:
             waiting.union(self._note_problems(gateway, plan)),
             touched_policies(policies, before, plan),
         )
-        external = any(pool.spec.backend.external is not None for pool in pools)
-        seconds = self._secrets.ttl_seconds if external else self._resync_seconds
-        # Not before what was read has run out.
-        return seconds * (1.0 + 0.2 * self._source.random())
+        return self._resync_seconds * (0.8 + 0.4 * self._source.random())
 
     def has_token(self, pool: ModelPool) -> bool:
         """Whether every gateway that knows a pool has its token; if not, its next plan tells."""
@@ -170,8 +175,13 @@ class GatewayReconciler:
             return None
         policy = self._store.policies.get(key)
         if policy is None:
+            stays = any(
+                route.policy == object_key(*key)
+                for plan in self._plans.values()
+                for route in plan.compiled.table.routes.values()
+            )
             problem = self._store.policies.problem(key)
-            await self._write_status(raw, _unreadable(raw, problem, self._now()))
+            await self._status.write(raw, unreadable_status(raw, problem, stays, self._now()))
             return None
         gateway = policy.spec.gateway_ref.name
         plan = self._plans.get(gateway)
@@ -188,16 +198,16 @@ class GatewayReconciler:
             stale_seconds=self._settings.gateway_stale_seconds,
             before=raw.get("status"),
         )
-        await self._write_status(raw, status)
+        await self._status.write(raw, status)
         return self._resync_seconds * (0.8 + 0.4 * self._source.random())
 
     def _recalled(self, gateway: str, policies: Iterable[RoutePolicy]) -> PolicyMemory:
         """What an operator before this one remembered, from what it has written."""
         try:
-            table = read_route_config(self._config_maps(gateway))
+            config = read_config(self._config_maps(gateway))
         except RouteConfigError:
             return PolicyMemory()
-        parts = policy_parts(table)
+        parts = policy_parts(config.table)
         # A status names the first table that had its policy as it was in the last one.
         told: dict[str, dict[str, str]] = {}
         for policy in policies:
@@ -205,7 +215,7 @@ class GatewayReconciler:
             for state in states:
                 if state.name == gateway and state.config_hash and policy.key in parts:
                     told.setdefault(state.config_hash, {})[policy.key] = parts[policy.key]
-        last = table.digest()
+        last = config.config_hash
         told.pop(last, None)
         return PolicyMemory(tables=(*sorted(told.items()), (last, parts))[-REMEMBERED_TABLES:])
 
@@ -217,9 +227,16 @@ class GatewayReconciler:
         ]
 
     async def _secret_data(
-        self, pools: Iterable[ModelPool]
-    ) -> dict[tuple[str, str], Mapping[str, str] | None]:
-        data: dict[tuple[str, str], Mapping[str, str] | None] = {}
+        self, pools: Iterable[ModelPool], known: Mapping[str, str]
+    ) -> SecretData:
+        """What was read of the Secrets of pools; only what is new is waited for.
+
+        Args:
+            known: the keys that the gateway has.
+        """
+        data: dict[Key, Mapping[str, str] | None] = {}
+        wanted: set[Key] = set()
+        new: set[Key] = set()
         for pool in pools:
             namespace = pool.metadata.namespace
             if pool.spec.backend.ray_serve is not None:
@@ -228,11 +245,19 @@ class GatewayReconciler:
                 if (held := self._secrets.held(namespace, name)) is not None:
                     data[namespace, name] = held.get("data") or {}
             external = pool.spec.backend.external
-            if external is not None and external.credential_secret_ref is not None:
-                name = external.credential_secret_ref.name
-                secret = await self._secrets.read(namespace, name)
-                data[namespace, name] = None if secret is None else secret.get("data") or {}
-        return data
+            if external is not None and (reference := external.credential_secret_ref) is not None:
+                wanted.add((namespace, reference.name))
+                if credential_key(namespace, reference.name, reference.key) not in known:
+                    new.add((namespace, reference.name))
+        self._credentials.want(wanted)
+        await self._credentials.wait_for(new, most_seconds=_NEW_KEYS_SECONDS)
+        return data | self._credentials.data()
+
+    def _unreadable(self) -> Unreadable:
+        return Unreadable(
+            pools=frozenset(object_key(*key) for key in self._store.pools.unreadable()),
+            policies=frozenset(object_key(*key) for key in self._store.policies.unreadable()),
+        )
 
     def _namespace_labels(self) -> dict[str, dict[str, str]]:
         return {
@@ -254,25 +279,12 @@ class GatewayReconciler:
         """The condition Ready of the pools that a policy names, by the pools' keys."""
         ready: dict[str, bool] = {}
         for pool in pools_named(policy):
-            found = self._store.pools.get(pool)
+            found = self._store.pools.last_good(pool)
             if found is not None:
                 status = (self._store.pools.raw(pool) or {}).get("status")
                 condition = condition_of(status, ModelPoolCondition.READY)
                 ready[found.key] = condition.get("status") == "True"
         return ready
-
-    async def _write_status(self, raw: Object, status: Mapping[str, Any]) -> None:
-        before = raw.get("status")
-        if before is not None and canonical(before) == canonical(status):
-            return
-        try:
-            written = await self._kube.apply_status({**raw, "status": status})
-        except NotFound:
-            return
-        self._store.policies.take(written)
-        await self._events.write(
-            raw, policy_events(before, status), first=before is None, now=self._now()
-        )
 
 
 def pools_named(policy: RoutePolicy) -> set[Key]:
@@ -306,16 +318,28 @@ def _about(policy: RoutePolicy, plan: GatewayPlan) -> tuple[object, ...]:
     return plan.memory.part(plan.config_hash, policy.key), plan.compiled.problems_of(policy)
 
 
-def _unreadable(raw: Object, problem: str, now: float) -> dict[str, Any]:
+def unreadable_status(raw: Object, problem: str, stays: bool, now: float) -> dict[str, Any]:
+    """The status of a policy that this version of the operator cannot read.
+
+    Args:
+        problem: what cannot be read, with its field.
+        stays: whether it is in the route table as it was when it could be read last.
+    """
     generation = int(raw["metadata"].get("generation") or 0)
+    rest = "what was accepted last stays in force" if stays else "it is left out of the route table"
     message = (
         f"this operator cannot read the policy: {problem}; correct it, or update the operator; "
-        "it is left out of the route table"
+        f"{rest}"
     )
+    kinds = (RoutePolicyCondition.ACCEPTED, RoutePolicyCondition.READY)
     said = [
         Said(type=kind, status=False, reason=Reason.INVALID, message=message)
-        for kind in (RoutePolicyCondition.ACCEPTED, RoutePolicyCondition.READY)
+        for kind in (kinds[:1] if stays else kinds)
     ]
-    old = (raw.get("status") or {}).get("conditions") or ()
+    before = raw.get("status") or {}
+    old = before.get("conditions") or ()
     documents = condition_documents(said, old, generation=generation, now=now)
-    return {"observedGeneration": generation, "conditions": documents}
+    if not stays:
+        return {"observedGeneration": generation, "conditions": documents}
+    others = [item for item in old if item.get("type") != RoutePolicyCondition.ACCEPTED]
+    return {**before, "observedGeneration": generation, "conditions": [*documents, *others]}

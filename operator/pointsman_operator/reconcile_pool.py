@@ -4,51 +4,48 @@ from __future__ import annotations
 
 import random
 import secrets as random_values
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from pointsman_api.compile import RouteProblem
 from pointsman_api.conditions import ModelPoolCondition, Reason
-from pointsman_api.endpoint_slices import ReplicaEndpoint, decode_slices
+from pointsman_api.endpoint_slices import ReplicaEndpoint
 from pointsman_api.labels import REVISION_ANNOTATION
 from pointsman_api.modelpool import ModelPool
 from pointsman_kube.client import Kube
-from pointsman_kube.errors import Forbidden, Invalid, KindNotServed, NotFound
-from pointsman_kube.kinds import Object
+from pointsman_kube.errors import Forbidden, Invalid, KindNotServed
+from pointsman_kube.kinds import RAY_SERVICE, Object
 from pointsman_operator.apply import Applier
-from pointsman_operator.clusters import cluster_of
 from pointsman_operator.conditions import Said, condition_documents
-from pointsman_operator.endpoints import (
-    EndpointsMemory,
-    SlicePlan,
-    join_endpoints,
-    plan_slices,
-)
+from pointsman_operator.endpoints import SlicePlan, join_endpoints, plan_slices
 from pointsman_operator.events import EventWriter
 from pointsman_operator.mirrors import BY_POOL, Mirrors
-from pointsman_operator.objects import Owner, annotation_of, canonical, is_going, name_of
+from pointsman_operator.objects import Owner, annotation_of, is_going, metadata_of
 from pointsman_operator.observe import Observer
 from pointsman_operator.observed import PoolObserved
 from pointsman_operator.plan import AccessTokens, PoolPlan, plan_gone, plan_pool
+from pointsman_operator.pool_memory import PoolMemory, held_seconds, recalled
 from pointsman_operator.ray_polls import RayPolls
 from pointsman_operator.ray_service import replicas_of
-from pointsman_operator.refusal import Refusal, refused
+from pointsman_operator.refusal import refused
 from pointsman_operator.rollout import MOVING
-from pointsman_operator.scaling import ScalingState, initial_state, wanted_replicas
+from pointsman_operator.routed_by import routed_by
+from pointsman_operator.scaling import initial_state, wanted_replicas
 from pointsman_operator.selected_pods import SelectedPods
 from pointsman_operator.settings import OperatorSettings
 from pointsman_operator.status import (
-    is_fleeting,
     pool_events,
     pool_rollout,
     pool_status,
     rollout_moves,
 )
+from pointsman_operator.status_writer import StatusWriter
 from pointsman_operator.store import Key, Store
-from pointsman_serving.engines.serve_listing import ServeTarget
+
+__all__ = ["PoolMemory", "PoolReconciler"]
 
 log = structlog.get_logger(__name__)
 
@@ -58,27 +55,9 @@ _MOVING_SECONDS = 15.0
 """Deadlines are noticed by looking."""
 _TOKEN_SECONDS = 5.0
 """How long a pool's first replicas wait at most until gateways have the token for them."""
-_FLEETING_SECONDS = 1.5
-"""How long a status that says only how far a pool is waits for the next: gateways answer in 1 s."""
+_BLOCKED_SECONDS = 5.0
+"""Until something is looked at again that is in the way and that no mirror need show."""
 _CRD_IS_GOING = "custom resource definition is terminating"
-
-
-@dataclass(slots=True)
-class PoolMemory:
-    """What is remembered of a pool between rounds; a restart begins with none of it."""
-
-    endpoints: EndpointsMemory = field(default_factory=EndpointsMemory)
-    scaling: ScalingState | None = None
-    rolling_out: bool = False
-    """A roll-out moves: scaling waits."""
-    moving: bool = False
-    """The wanted revision is on its way, be it too slow."""
-    refusal: Refusal | None = None
-    waits_since: float | None = None
-    """Since when the first replicas have waited for gateways to have their token."""
-    last_scale_at: float | None = None
-    untold_since: float | None = None
-    """Since when the status has been another one than the one that was written."""
 
 
 class PoolReconciler:
@@ -110,14 +89,15 @@ class PoolReconciler:
         owner: Owner | None = None,
     ) -> None:
         self.memories: dict[Key, PoolMemory] = {}
-        self._kube = kube
         self._store = store
         self._mirrors = mirrors
         self._observer = observer
         self._applier = applier
         self._selected = selected
         self._ray = ray
-        self._events = events
+        self._status = StatusWriter(
+            kube, events, events_between=pool_events, took=store.pools.take, now=now
+        )
         self._settings = settings
         self._route_problems = route_problems
         self._has_token = has_token
@@ -134,9 +114,11 @@ class PoolReconciler:
             return None
         pool = self._store.pools.get(key)
         if pool is None:
-            await self._write_status(
-                raw, _unreadable(raw, self._store.pools.problem(key), self._now())
-            )
+            problem = self._store.pools.problem(key)
+            if good := self._store.pools.last_good(key):
+                # It serves on as it was, and its replicas come and go.
+                await self._settle(good, await self._recall(key, good))
+            await self._status.write(raw, _unreadable(raw, problem, self._now()))
             return self._later(self._resync_seconds)
         memory = await self._recall(key, pool)
         observed, plan, endpoints = await self._settle(pool, memory)
@@ -156,25 +138,36 @@ class PoolReconciler:
         later = self._follow(key, pool, memory, observed, plan, endpoints)
         if held := held_seconds(memory, raw.get("status"), status, observed.now):
             return min(held, later)
-        await self._write_status(raw, status)
+        await self._status.write(raw, status)
         return later
 
     async def _recall(self, key: Key, pool: ModelPool) -> PoolMemory:
         """What is remembered of a pool; at first what its EndpointSlices and Ray say."""
-        memory = self.memories.get(key)
+        memory, uid = self.memories.get(key), pool.metadata.uid or ""
+        if memory is not None and memory.uid != uid:
+            # Deleted and made again before anybody looked.
+            log.info("a pool of the same name was deleted", pool=pool.key)
+            self._forget(key)
+            memory = None
         if memory is None:
             observed = await self._observer.observe(pool, refused="")
             await self._ray.read_first(key)
-            memory = PoolMemory(endpoints=recalled(observed))
+            memory = PoolMemory(uid=uid, endpoints=recalled(observed))
             self.memories[key] = memory
         return memory
+
+    def _forget(self, key: Key) -> None:
+        self._ray.forget(key)
+        self._observer.forget_pool(key)
+        self.memories.pop(key, None)
 
     async def _settle(
         self, pool: ModelPool, memory: PoolMemory
     ) -> tuple[PoolObserved, PoolPlan, tuple[ReplicaEndpoint, ...]]:
         """Write until nothing is left to write."""
+        routes = self._routed_by(pool)
         for left in reversed(range(_ROUNDS)):
-            observed = await self._observe(pool, memory)
+            observed = await self._observe(pool, memory, routes)
             endpoints, memory.endpoints = join_endpoints(pool, observed, memory.endpoints)
             # Before all else: a dead replica must leave the gateways' lists at once.
             slices = plan_slices(
@@ -187,16 +180,12 @@ class PoolReconciler:
             if not self._wait_for_token(pool, memory, observed, slices):
                 await self._applier.apply(slices.apply)
                 await self._applier.delete(slices.delete)
-            plan = plan_pool(
-                pool,
-                observed,
-                self._settings,
-                wanted_replicas=self._wanted(pool, observed, memory),
-                fresh=AccessTokens(
-                    auth_token=random_values.token_urlsafe(32),
-                    replica_token=random_values.token_urlsafe(32),
-                ),
-            )
+            plan = self._plan(pool, observed, memory)
+            if observed.ray_service is None and _makes_service(plan):
+                hidden = await self._observer.find_hidden(pool, observed)
+                if hidden is not None:
+                    observed = hidden
+                    plan = self._plan(pool, observed, memory)
             if plan.is_empty and not plan.held_back:
                 memory.refusal = None
                 observed = replace(observed, refused="")
@@ -204,16 +193,55 @@ class PoolReconciler:
             if plan.is_empty or not left or (refusal and refusal.holds(plan, now=observed.now)):
                 break
             if not await self._execute(plan, observed, memory):
-                observed = await self._observe(pool, memory)
+                observed = await self._observe(pool, memory, routes)
                 break
         return observed, plan, endpoints
 
-    async def _observe(self, pool: ModelPool, memory: PoolMemory) -> PoolObserved:
+    async def _observe(
+        self, pool: ModelPool, memory: PoolMemory, routes: frozenset[str]
+    ) -> PoolObserved:
         refusal = memory.refusal
-        if refusal is None:
-            return await self._observer.observe(pool, refused="")
         return await self._observer.observe(
-            pool, refused=refusal.message, refused_revision=refusal.revision_at(self._now())
+            pool,
+            refused="" if refusal is None else refusal.message,
+            refused_revision="" if refusal is None else refusal.revision_at(self._now()),
+            routed_by=routes,
+        )
+
+    def _routed_by(self, pool: ModelPool) -> frozenset[str]:
+        return routed_by(
+            pool,
+            self._store.policies.all(),
+            gateways=self._settings.gateways,
+            labels_of=self._labels_of,
+            problems=self._route_problems(pool),
+        )
+
+    def _labels_of(self, namespace: str) -> dict[str, str]:
+        found = self._mirrors.namespaces.get("", namespace)
+        return dict(metadata_of(found or {}).get("labels") or {})
+
+    def _plan(self, pool: ModelPool, observed: PoolObserved, memory: PoolMemory) -> PoolPlan:
+        return plan_pool(
+            pool,
+            observed,
+            self._settings,
+            wanted_replicas=self._wanted(pool, observed, memory),
+            fresh=self._fresh_tokens(pool, observed),
+        )
+
+    def _fresh_tokens(self, pool: ModelPool, observed: PoolObserved) -> AccessTokens:
+        """Random values; of a running pool whose Secret is lost, what its gateways send."""
+        told = None
+        if observed.access_secret is None and observed.ray_clusters:
+            told = self._observer.known_replica_token(
+                (pool.metadata.namespace, pool.metadata.name),
+                namespace=self._settings.namespace,
+                gateways=self._settings.gateways,
+            )
+        return AccessTokens(
+            auth_token=random_values.token_urlsafe(32),
+            replica_token=told or random_values.token_urlsafe(32),
         )
 
     def _wait_for_token(
@@ -275,20 +303,6 @@ class PoolReconciler:
         if changes and before is not None and before != plan.wanted_replicas:
             memory.last_scale_at = observed.now
 
-    async def _write_status(self, raw: Object, status: Mapping[str, Any]) -> None:
-        before = raw.get("status")
-        if before is not None and canonical(before) == canonical(status):
-            return
-        try:
-            written = await self._kube.apply_status({**raw, "status": status})
-        except NotFound:
-            # Deleted in this moment: its event is on the way.
-            return
-        self._store.pools.take(written)
-        await self._events.write(
-            raw, pool_events(before, status), first=before is None, now=self._now()
-        )
-
     def _follow(
         self,
         key: Key,
@@ -310,6 +324,8 @@ class PoolReconciler:
         if memory.refusal is not None:
             left = memory.refusal.retry_at - self._now()
             return max(1.0, left) * (1.0 + 0.2 * self._source.random())
+        if observed.in_the_way:
+            return self._later(_BLOCKED_SECONDS)
         if any(keys is None for keys in observed.secrets.values()):
             return self._observer.missing_seconds * (1.0 + 0.2 * self._source.random())
         if memory.moving:
@@ -323,43 +339,14 @@ class PoolReconciler:
         gone = plan_gone(self._mirrors.slices.find(BY_POOL, key))
         await self._applier.delete(gone.delete)
         if forget:
-            self.memories.pop(key, None)
-            self._observer.forget(key)
+            self._forget(key)
 
     def _later(self, seconds: float) -> float:
         return seconds * (0.8 + 0.4 * self._source.random())
 
 
-def recalled(observed: PoolObserved) -> EndpointsMemory:
-    """What Ray said last about each RayCluster, as far as the EndpointSlices still tell."""
-    clusters = {name_of(pod): cluster_of(pod) for pod in observed.pods}
-    targets: dict[str, tuple[ServeTarget, ...]] = {}
-    for pool in decode_slices(observed.slices).values():
-        for endpoint in pool.endpoints:
-            cluster = clusters.get(endpoint.pod)
-            if cluster:
-                target = ServeTarget(
-                    replica=endpoint.replica, host=endpoint.host, port=endpoint.port
-                )
-                targets[cluster] = (*targets.get(cluster, ()), target)
-    return EndpointsMemory(targets=targets)
-
-
-def held_seconds(
-    memory: PoolMemory, before: Mapping[str, Any] | None, status: Mapping[str, Any], now: float
-) -> float:
-    """For how long a status is kept back that the next moment may change; 0: it is written now."""
-    if before == status or not is_fleeting(before, status):
-        memory.untold_since = None
-        return 0.0
-    if memory.untold_since is None:
-        memory.untold_since = now
-    left = memory.untold_since + _FLEETING_SECONDS - now
-    if not 0.0 < left <= _FLEETING_SECONDS:
-        # The time is over, or the clock was set back.
-        memory.untold_since = None
-        return 0.0
-    return left
+def _makes_service(plan: PoolPlan) -> bool:
+    return any(item["kind"] == RAY_SERVICE.name for item in plan.apply)
 
 
 def _unreadable(raw: Object, problem: str, now: float) -> dict[str, Any]:

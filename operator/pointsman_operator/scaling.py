@@ -61,6 +61,9 @@ def load_of(
 ) -> Load:
     """Sum up what the gateways say about a pool.
 
+    A gateway pod that is going counts with what it still has, until it ends or falls silent; what
+    no pod that stays has said makes the load incomplete.
+
     Args:
         pool_key: the pool's key in the route table.
         stale_seconds: a report that is older counts as none.
@@ -76,7 +79,8 @@ def load_of(
         for report in fresh.values():
             said = report.pools.get(pool_key)
             if said is not None:
-                requests += said.queued + said.open_streams
+                # A number below zero is a broken gateway's; it takes nothing from the others'.
+                requests += max(0, said.queued) + max(0, said.open_streams)
     return Load(requests=requests, complete=complete)
 
 

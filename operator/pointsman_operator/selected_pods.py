@@ -48,7 +48,8 @@ class SelectedPods:
         if watched is None or watched.selector != selector:
             await self.forget(key)
             watched = self._watched[key] = self._start(key, selector)
-        await watched.mirror.answered()
+        # One selector that the server does not take must not hold its pool's round for ever.
+        await watched.mirror.answered_or_refused()
         return tuple(watched.mirror)
 
     async def forget(self, key: Key) -> None:

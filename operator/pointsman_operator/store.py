@@ -8,12 +8,13 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pointsman_api.modelpool import ModelPool
-from pointsman_api.routepolicy import RoutePolicy
+from pointsman_api.field_path import field_text
+from pointsman_api.modelpool import ModelPool, ModelPoolStatus
+from pointsman_api.routepolicy import RoutePolicy, RoutePolicyStatus
+from pointsman_kube.identity import Key, is_older_or_same, key_of, uid_of, version_of
 from pointsman_kube.kinds import MODEL_POOL, ROUTE_POLICY, Kind, Object
 
-Key = tuple[str, str]
-"""Namespace and name."""
+__all__ = ["Change", "Key", "Store", "Table"]
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -30,7 +31,7 @@ _METADATA = frozenset(
         "annotations",
     }
 )
-"""What we read of metadata; fields of a later Kubernetes must not make a pool unreadable."""
+"""What we read of metadata; the rest need not be kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +56,23 @@ class _Held(Generic[Parsed]):
     raw: Object
     parsed: Parsed | None = None
     problem: str = ""
+    good: Parsed | None = None
+    """The same object as it was when it could be read last."""
+    unchanged: bool = False
+    """Only the status is another one than that of ``good``."""
 
 
 @dataclass(slots=True)
 class Table(Generic[Parsed]):
-    """All objects of one kind. Parsed once for each version of them."""
+    """All objects of one kind. Parsed once for each version of them.
+
+    Fields that this version of the operator does not know are passed over: the API server, which
+    has the CRD, has refused those that nobody knows.
+    """
 
     kind: Kind
     model: type[Parsed]
+    status_model: type[BaseModel]
     on_change: Callable[[Change], None]
     _held: dict[Key, _Held[Parsed]] = field(default_factory=dict)
 
@@ -83,6 +93,11 @@ class Table(Generic[Parsed]):
         held = self._held.get(key)
         return None if held is None else self._parse(held)
 
+    def last_good(self, key: Key) -> Parsed | None:
+        """The object, or as it was last while it cannot be read; None where it never could."""
+        held = self._held.get(key)
+        return None if held is None else self._parse(held) or held.good
+
     def problem(self, key: Key) -> str:
         """Why the object cannot be read; empty where it can."""
         held = self._held.get(key)
@@ -92,24 +107,39 @@ class Table(Generic[Parsed]):
         return held.problem
 
     def all(self) -> list[Parsed]:
-        """All objects that can be read."""
-        found = (self._parse(held) for held in self._held.values())
+        """All objects, those that cannot be read now as they were when they could."""
+        found = (self._parse(held) or held.good for held in self._held.values())
         return [item for item in found if item is not None]
+
+    def unreadable(self) -> list[Key]:
+        """The keys of the objects that could never be read."""
+        return [
+            key
+            for key, held in self._held.items()
+            if self._parse(held) is None and held.good is None
+        ]
 
     def versions(self) -> dict[Key, tuple[str, str]]:
         """uid and resource version of every object."""
-        return {key: _identity(held.raw) for key, held in self._held.items()}
+        return {key: (uid_of(held.raw), version_of(held.raw)) for key, held in self._held.items()}
 
     def take(self, obj: Object) -> None:
         """The API told of this object, or a write of ours returned it."""
-        metadata = obj["metadata"]
-        key = (str(metadata.get("namespace") or ""), str(metadata["name"]))
+        key = key_of(obj)
         held = self._held.get(key)
-        if held is not None and _is_older_or_same(obj, held.raw):
+        if held is not None and is_older_or_same(obj, held.raw):
             return
-        kept = {name: value for name, value in metadata.items() if name in _METADATA}
+        kept = {name: value for name, value in obj["metadata"].items() if name in _METADATA}
         new = {**obj, "metadata": kept}
-        self._held[key] = _Held(new)
+        if held is not None and uid_of(held.raw) == uid_of(new):
+            good = held.parsed or held.good
+            self._held[key] = _Held(
+                new,
+                good=good,
+                unchanged=held.parsed is not None and _asked(held.raw) == _asked(new),
+            )
+        else:
+            self._held[key] = _Held(new)
         self.on_change(
             Change(kind=self.kind, key=key, old=None if held is None else held.raw, new=new)
         )
@@ -117,17 +147,25 @@ class Table(Generic[Parsed]):
     def remove(self, key: Key, *, uid: str) -> None:
         """The object with this uid is gone; a namesake that came since stays."""
         held = self._held.get(key)
-        if held is None or _identity(held.raw)[0] != uid:
+        if held is None or uid_of(held.raw) != uid:
             return
         del self._held[key]
         self.on_change(Change(kind=self.kind, key=key, old=held.raw, new=None))
 
     def _parse(self, held: _Held[Parsed]) -> Parsed | None:
         if held.parsed is None and not held.problem:
+            parsed = held.good if held.unchanged else None
             try:
-                held.parsed = self.model.model_validate(held.raw)
+                if parsed is None:
+                    # Not the status: nothing in it may keep the object from being read.
+                    wanted = {name: value for name, value in held.raw.items() if name != "status"}
+                    parsed = self.model.model_validate(wanted, extra="ignore")
             except ValidationError as error:
                 held.problem = _first_problem(error)
+            else:
+                status = read_status(self.status_model, held.raw.get("status"))
+                held.parsed = parsed.model_copy(update={"status": status})
+                held.good = None
         return held.parsed
 
 
@@ -139,23 +177,37 @@ class Store:
     """
 
     def __init__(self, on_change: Callable[[Change], None] = lambda change: None) -> None:
-        self.pools: Table[ModelPool] = Table(MODEL_POOL, ModelPool, on_change)
-        self.policies: Table[RoutePolicy] = Table(ROUTE_POLICY, RoutePolicy, on_change)
+        self.pools: Table[ModelPool] = Table(MODEL_POOL, ModelPool, ModelPoolStatus, on_change)
+        self.policies: Table[RoutePolicy] = Table(
+            ROUTE_POLICY, RoutePolicy, RoutePolicyStatus, on_change
+        )
 
     def tables(self) -> Iterable[Table[Any]]:
         """One for each kind."""
         return (self.pools, self.policies)
 
 
+def read_status(model: type[BaseModel], status: object) -> BaseModel | None:
+    """As much of a status as can be read; None where there is none.
+
+    It was written by us, or by another version of us: nothing in it may stop the object.
+    """
+    if not isinstance(status, Mapping):
+        return None
+    try:
+        return model.model_validate(status, extra="ignore")
+    except ValidationError as error:
+        wrong = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+    kept = {name: value for name, value in status.items() if name not in wrong}
+    try:
+        return model.model_validate(kept, extra="ignore")
+    except ValidationError:
+        return None
+
+
 def _first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
-    return f"{path}: {first['msg']}"
-
-
-def _identity(obj: Mapping[str, Any]) -> tuple[str, str]:
-    metadata = obj["metadata"]
-    return str(metadata.get("uid") or ""), str(metadata.get("resourceVersion") or "")
+    return f"{field_text(first['loc'])}: {first['msg']}"
 
 
 def _asked(obj: Mapping[str, Any]) -> tuple[object, ...]:
@@ -167,10 +219,3 @@ def _asked(obj: Mapping[str, Any]) -> tuple[object, ...]:
         metadata.get("annotations"),
         metadata.get("labels"),
     )
-
-
-def _is_older_or_same(obj: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
-    (new_uid, new), (old_uid, old) = _identity(obj), _identity(held)
-    if new_uid != old_uid:
-        return False
-    return new == old or (new.isdigit() and old.isdigit() and int(new) < int(old))

@@ -19,12 +19,13 @@ from pointsman_api.labels import (
 )
 from pointsman_kube.client import Kube
 from pointsman_kube.errors import Fenced, KubeError
+from pointsman_kube.identity import Key, key_of, uid_of, version_of
 from pointsman_kube.kinds import CONFIG_MAP, ENDPOINT_SLICE, SECRET, Object, Ref
 from pointsman_operator.apply import Applier
-from pointsman_operator.mirrors import Mirrors, pools_of
+from pointsman_operator.mirrors import Mirrors, pools_served_from_here
 from pointsman_operator.objects import metadata_of, name_of
 from pointsman_operator.settings import OperatorSettings
-from pointsman_operator.store import Key, Store, Table
+from pointsman_operator.store import Store, Table
 
 log = structlog.get_logger(__name__)
 
@@ -118,7 +119,7 @@ class Sweeper:
         """Drop what is gone; returns what the store does not have as it is."""
         before = table.versions()
         items, _ = await self._kube.list(table.kind, metadata_only=True)
-        listed = {_key(item): _version(item) for item in items}
+        listed = {key_of(item): (uid_of(item), version_of(item)) for item in items}
         for key, (uid, _) in before.items():
             if key not in listed or listed[key][0] != uid:
                 if key not in listed:
@@ -134,22 +135,39 @@ class Sweeper:
         }
 
     async def _delete_orphans(self) -> None:
-        mirrors, applier = self._mirrors(), self._applier()
+        """Delete what belongs to no pool and no gateway any more.
+
+        What tells of the rest goes last: a sweep that ends half-way leaves what the next one needs
+        to find it. One object that cannot be deleted keeps no other.
+        """
+        mirrors, namespace = self._mirrors(), self._settings.namespace
         pools = set(self._store.pools.keys())
-        await applier.delete(
-            Ref(kind=ENDPOINT_SLICE, namespace=self._settings.namespace, name=name_of(item))
-            for item in list(mirrors.slices)
-            if _is_ours(item) and not pools.intersection(pools_of(item))
-        )
-        gone = [item for item in list(mirrors.config_maps) if self._is_of_no_gateway(item)]
-        namespace = self._settings.namespace
-        await applier.delete(
-            Ref(kind=CONFIG_MAP, namespace=namespace, name=name_of(item)) for item in gone
-        )
-        gateways = {str(metadata_of(item)["labels"][GATEWAY_LABEL]) for item in gone}
-        await applier.delete(
-            Ref(kind=SECRET, namespace=namespace, name=credentials_name(name)) for name in gateways
-        )
+        for item in list(mirrors.slices):
+            if _is_ours(item) and not pools.intersection(pools_served_from_here(item)):
+                await self._delete(
+                    Ref(kind=ENDPOINT_SLICE, namespace=namespace, name=name_of(item))
+                )
+        orphans = [item for item in list(mirrors.config_maps) if self._is_of_no_gateway(item)]
+        deleted: dict[str, bool] = {}
+        for item in orphans:
+            gateway = str(metadata_of(item)["labels"][GATEWAY_LABEL])
+            if gateway not in deleted:
+                # Secrets are never listed: only the gateway's ConfigMaps tell that there is one.
+                secret = Ref(kind=SECRET, namespace=namespace, name=credentials_name(gateway))
+                deleted[gateway] = await self._delete(secret)
+            if deleted[gateway]:
+                await self._delete(Ref(kind=CONFIG_MAP, namespace=namespace, name=name_of(item)))
+
+    async def _delete(self, ref: Ref) -> bool:
+        """Whether it is gone now."""
+        try:
+            await self._applier().delete([ref])
+        except Fenced:
+            raise
+        except KubeError as error:
+            log.warning("orphan not deleted", object=str(ref), cause=str(error))
+            return False
+        return True
 
     def _is_of_no_gateway(self, item: Object) -> bool:
         labels = metadata_of(item).get("labels") or {}
@@ -159,13 +177,3 @@ class Sweeper:
 
 def _is_ours(item: Object) -> bool:
     return bool((metadata_of(item).get("labels") or {}).get(_MANAGED_BY) == FIELD_MANAGER)
-
-
-def _key(item: Object) -> Key:
-    metadata = metadata_of(item)
-    return str(metadata.get("namespace") or ""), str(metadata["name"])
-
-
-def _version(item: Object) -> tuple[str, str]:
-    metadata = metadata_of(item)
-    return str(metadata.get("uid") or ""), str(metadata.get("resourceVersion") or "")

@@ -2,7 +2,7 @@
 
 A key that waits is not put in twice; a key that is worked on is never given to a second worker,
 but put in again when it is done if it was added meanwhile. A key that fails comes back later and
-later, and holds up no other.
+later, and holds up no other. Urgent keys go before the others, which still get every fifth turn.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import structlog
@@ -28,6 +29,9 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 
 Reconcile = Callable[[KeyT], Awaitable[float | None]]
 """Does one key's work; returns after how many seconds to do it again, or None for when added."""
+
+URGENT_IN_A_ROW = 4
+"""So many urgent keys go before one that is not and has waited meanwhile."""
 
 
 @dataclass(slots=True)
@@ -43,7 +47,8 @@ class QueueCounts:
 @dataclass(slots=True)
 class _Later:
     at: float
-    turn: int = 0
+    turn: int
+    urgent: bool
 
 
 class WorkQueue(Generic[KeyT]):
@@ -83,9 +88,12 @@ class WorkQueue(Generic[KeyT]):
         self._on_done = on_done
         self._clock = clock
         self._source = source or random.Random()
+        self._urgent: OrderedDict[KeyT, float] = OrderedDict()
         self._waiting: OrderedDict[KeyT, float] = OrderedDict()
+        self._in_a_row = 0
         self._working: set[KeyT] = set()
-        self._again: set[KeyT] = set()
+        self._again: dict[KeyT, bool] = {}
+        """Keys that were added while they are worked on, and whether that is urgent."""
         self._later: dict[KeyT, _Later] = {}
         self._heap: list[tuple[float, int, KeyT]] = []
         self._turns = itertools.count(1)
@@ -94,13 +102,13 @@ class WorkQueue(Generic[KeyT]):
         self._times_changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._urgent) + len(self._waiting)
 
     @property
     def longest_wait_seconds(self) -> float:
-        """How long the key at the head has waited."""
-        first = next(iter(self._waiting.values()), None)
-        return 0.0 if first is None else self._clock() - first
+        """How long the key that has waited longest has done so."""
+        heads = [next(iter(lane.values())) for lane in (self._urgent, self._waiting) if lane]
+        return self._clock() - min(heads) if heads else 0.0
 
     @property
     def retrying(self) -> int:
@@ -110,28 +118,36 @@ class WorkQueue(Generic[KeyT]):
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is worked on; what is due later does not count."""
-        return not self._waiting and not self._working
+        return not len(self) and not self._working
 
-    def add(self, key: KeyT) -> None:
-        """The key needs work now."""
+    def add(self, key: KeyT, *, urgent: bool = False) -> None:
+        """The key needs work now, and before those that are not urgent if it is."""
         self.counts.added += 1
-        self._drop_later(key)
+        due = self._later.pop(key, None)
+        urgent = urgent or (due is not None and due.urgent)
         if key in self._working:
-            self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting[key] = self._clock()
+            self._again[key] = urgent or self._again.get(key, False)
+        elif key in self._urgent or (key in self._waiting and not urgent):
+            return
+        else:
+            lane = self._urgent if urgent else self._waiting
+            lane[key] = self._waiting.pop(key, self._clock())
             self._news.set()
 
-    def add_later(self, key: KeyT, seconds: float) -> None:
+    def add_later(self, key: KeyT, seconds: float, *, urgent: bool = False) -> None:
         """The key needs work in a while, unless it is due earlier already."""
-        if key in self._waiting or key in self._again:
+        if key in self._urgent or key in self._waiting or key in self._again:
+            if urgent:
+                self.add(key, urgent=True)
             return
         at = self._clock() + seconds
         due = self._later.get(key)
-        if due is not None and due.at <= at:
-            return
+        if due is not None:
+            due.urgent = urgent = urgent or due.urgent
+            if due.at <= at:
+                return
         turn = next(self._turns)
-        self._later[key] = _Later(at, turn)
+        self._later[key] = _Later(at, turn, urgent)
         heapq.heappush(self._heap, (at, turn, key))
         self._times_changed.set()
 
@@ -148,9 +164,10 @@ class WorkQueue(Generic[KeyT]):
 
     def forget(self, key: KeyT) -> None:
         """The key's object is gone: nothing is due any more, and no failure remembered."""
-        self._drop_later(key)
+        self._later.pop(key, None)
+        self._urgent.pop(key, None)
         self._waiting.pop(key, None)
-        self._again.discard(key)
+        self._again.pop(key, None)
         self._backoffs.pop(key, None)
 
     async def run(self) -> None:
@@ -183,18 +200,24 @@ class WorkQueue(Generic[KeyT]):
 
     async def _work(self) -> None:
         while True:
-            while not self._waiting:
+            while not len(self):
                 self._news.clear()
                 await self._news.wait()
-            key, _ = self._waiting.popitem(last=False)
+            key = self._next()
             self._working.add(key)
             try:
                 await self._once(key)
             finally:
                 self._working.discard(key)
                 if key in self._again:
-                    self._again.discard(key)
-                    self.add(key)
+                    self.add(key, urgent=self._again.pop(key))
+
+    def _next(self) -> KeyT:
+        if self._urgent and (not self._waiting or self._in_a_row < URGENT_IN_A_ROW):
+            self._in_a_row += 1
+            return self._urgent.popitem(last=False)[0]
+        self._in_a_row = 0
+        return self._waiting.popitem(last=False)[0]
 
     async def _once(self, key: KeyT) -> None:
         started = self._clock()
@@ -231,28 +254,43 @@ class WorkQueue(Generic[KeyT]):
             exc_info=error if not expected and backoff is None else None,
         )
 
-    def _drop_later(self, key: KeyT) -> None:
-        self._later.pop(key, None)
 
-
-@dataclass(slots=True)
 class Debounce:
     """Turns many calls into one, shortly after the first.
 
     Args:
         call: what to do.
         seconds: how long to gather.
+        most_seconds: while calls keep coming it gathers for twice as long each time, up to this.
+        clock: monotonic seconds.
     """
 
-    call: Callable[[], None]
-    seconds: float
-    _due: asyncio.TimerHandle | None = field(default=None, init=False)
+    def __init__(
+        self,
+        call: Callable[[], None],
+        seconds: float,
+        *,
+        most_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._call = call
+        self._least_seconds = seconds
+        self._most_seconds = max(seconds, most_seconds)
+        self._clock = clock
+        self._seconds = seconds
+        self._fired_at = -math.inf
+        self._due: asyncio.TimerHandle | None = None
 
     def __call__(self) -> None:
         """Something changed."""
-        if self._due is None:
-            self._due = asyncio.get_running_loop().call_later(self.seconds, self._fire)
+        if self._due is not None:
+            return
+        crowded = self._clock() - self._fired_at < self._seconds
+        self._seconds = self._seconds * 2 if crowded else self._least_seconds
+        self._seconds = min(self._seconds, self._most_seconds)
+        self._due = asyncio.get_running_loop().call_later(self._seconds, self._fire)
 
     def _fire(self) -> None:
         self._due = None
-        self.call()
+        self._fired_at = self._clock()
+        self._call()

@@ -107,6 +107,7 @@ async def _story(
         "rss_mb_after_restart": round(again.running.rss_bytes() / 1e6),
         "api_calls": len(calls),
         "api_calls_per_pool": round(len(calls) / pools, 1),
+        "calls_of_doubles_per_pool": round(len(_calls(server, moment, "ray-double")) / pools, 1),
         "reconciles": int(reconciles),
         "api_calls_per_reconcile": round(len(calls) / max(1.0, reconciles), 2),
         "calls_by_kind": dict(
@@ -214,12 +215,13 @@ def _cpu_seconds(pid: int) -> float:
     return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 1)
 
 
-def _calls(server: ApiServer, since: datetime) -> list[ApiCall]:
+def _calls(server: ApiServer, since: datetime, *agents: str) -> list[ApiCall]:
+    """The calls of the operator, or of somebody else."""
     return [
         call
         for call in server.calls()
         if call.at >= since - timedelta(milliseconds=1)
-        and call.user_agent.startswith(("pointsman-operator", "kopf"))
+        and call.user_agent.startswith(agents or ("pointsman-operator", "kopf"))
     ]
 
 

@@ -21,6 +21,11 @@ Schema = dict[str, Any]
 CEL_RESERVED = ("namespace", "in", "as", "const", "import", "package", "return", "void")
 """Words that CEL keeps for itself and that fields are named after: written ``__word__``."""
 
+INTEGER_RANGES = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
+"""What an integer of a format can be: the API server refuses the others, bounds or none."""
+EXACT = 2**53
+"""Beyond this a float, which is what bounds are to the API server, leaves out numbers."""
+
 
 def rules_of(schema: Schema) -> Iterator[tuple[str, str]]:
     """Every rule of a schema as (expression, message)."""
@@ -71,6 +76,10 @@ def _strict(schema: Schema) -> Schema:
             strict["additionalProperties"] = False
     if "items" in schema:
         strict["items"] = _strict(schema["items"])
+    if schema.get("type") == "integer" and schema.get("format") in INTEGER_RANGES:
+        least, most = INTEGER_RANGES[schema["format"]]
+        strict["minimum"] = max(least, schema.get("minimum", least))
+        strict["maximum"] = min(most, schema.get("maximum", most))
     if schema.get("x-kubernetes-int-or-string"):
         # A pattern speaks of strings and bounds of numbers only; Python's booleans are neither.
         strict["not"] = {"type": "boolean"}

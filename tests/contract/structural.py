@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.contract.api_server import children_of, used_reserved_words
+from tests.contract.api_server import EXACT, INTEGER_RANGES, children_of, used_reserved_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,8 +77,7 @@ def _faults_here(schema: dict[str, Any]) -> Iterator[str]:
             if "enum" not in schema and "maxLength" not in schema:
                 yield "a string without maxLength"
         case "integer":
-            if not {"minimum", "maximum", "format"} <= set(schema):
-                yield "a number without bounds or format"
+            yield from _number_faults(schema)
         case "array":
             yield from _list_faults(schema)
         case "object":
@@ -89,6 +88,21 @@ def _faults_here(schema: dict[str, Any]) -> Iterator[str]:
             pass
         case other:
             yield f"type {other!r}"
+
+
+def _number_faults(schema: dict[str, Any]) -> Iterator[str]:
+    if not {"minimum", "maximum", "format"} <= set(schema):
+        yield "a number without bounds or format"
+        return
+    if schema["format"] not in INTEGER_RANGES:
+        yield f"format {schema['format']!r} of an integer"
+        return
+    least, most = INTEGER_RANGES[schema["format"]]
+    for name in ("minimum", "maximum", "default"):
+        if not least <= schema.get(name, 0) <= most:
+            yield f"{name} {schema[name]} is no {schema['format']}"
+        elif abs(schema.get(name, 0)) > EXACT:
+            yield f"{name} {schema[name]} is no exact number where JSON is read as floats"
 
 
 def _list_faults(schema: dict[str, Any]) -> Iterator[str]:

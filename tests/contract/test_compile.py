@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pointsman_api.compile import check_objects, compile_route_table
 from pointsman_api.conditions import Reason
+from pointsman_api.kept_routes import kept_routes
 from pointsman_api.manifests import load_manifests
 from pointsman_api.modelpool import ModelPool
 from pointsman_api.route_table import (
@@ -267,6 +268,92 @@ def test_policy_takes_the_name_over_when_it_is_a_pools_own() -> None:
     )
     assert compiled.problems == ()
     assert compiled.table.routes["a"].policy == "p"
+
+
+@pytest.mark.parametrize("target", ["a", "b"])
+def test_policy_of_the_pools_namespace_has_its_name_whatever_their_age(target: str) -> None:
+    pools = [pool(name, namespace="team", created=OLD) for name in ("a", "b")]
+    item = policy(
+        "p", rule_document(target), namespace="team", created=NEW, modelNames=["a", "mine"]
+    )
+    compiled = compile_route_table(pools, [item])
+    assert compiled.problems == ()
+    assert compiled.table.routes["a"].policy == "team/p"
+
+
+def test_pool_keeps_its_name_when_a_newer_policy_of_another_namespace_wants_it() -> None:
+    victim = pool("a", namespace="team", created=OLD)
+    taker = policy(
+        "p", rule_document("b"), namespace="other", created=NEW, modelNames=["a", "mine"]
+    )
+    compiled = compile_route_table([victim, pool("b", namespace="other")], [taker])
+    assert compiled.table.routes["a"] == direct("team/a")
+    assert compiled.table.routes["mine"].policy == "other/p"
+    assert compiled.problems_of(victim) == ()
+    (problem,) = compiled.problems_of(taker)
+    assert (Reason.MODEL_NAME_CONFLICT, ("spec", "modelNames", 0), "a") == (
+        problem.reason,
+        problem.field,
+        problem.value,
+    )
+    assert "the ModelPool team/a already serves this name on the gateway default" in problem.message
+
+
+def test_older_policy_keeps_the_name_when_a_newer_pool_of_another_namespace_serves_it() -> None:
+    late = pool("a", namespace="team", created=NEW)
+    holder = policy("p", rule_document("b"), created=OLD, modelNames=["a"])
+    compiled = compile_route_table([late, pool("b", created=OLD)], [holder])
+    assert compiled.table.routes["a"].policy == "p"
+    assert compiled.problems_of(holder) == ()
+    (problem,) = compiled.problems_of(late)
+    assert (Reason.MODEL_NAME_CONFLICT, ("spec", "servedModelName")) == (
+        problem.reason,
+        problem.field,
+    )
+    assert "the RoutePolicy p already claims this name" in problem.message
+
+
+def test_pool_has_no_problem_when_the_older_policy_of_its_name_uses_it() -> None:
+    late = pool("a", namespace="team", created=NEW, allowedRoutes={"namespaces": {"from": "All"}})
+    rule = {"name": "default", "targets": [{"poolRef": {"name": "a", "namespace": "team"}}]}
+    compiled = compile_route_table([late], [policy("p", rule, created=OLD, modelNames=["a"])])
+    assert compiled.problems == ()
+    assert compiled.table.routes["a"].policy == "p"
+
+
+def test_policy_has_its_pools_age_when_another_pool_serves_the_name_too() -> None:
+    first = pool("a", namespace="team", servedModelName="qwen", created=OLD)
+    second = pool("b", namespace="other", servedModelName="qwen", created="2026-01-15T00:00:00Z")
+    item = policy("p", rule_document("a"), namespace="team", created=NEW, modelNames=["qwen"])
+    compiled = compile_route_table([first, second], [item])
+    assert compiled.table.routes["qwen"].policy == "team/p"
+    assert compiled.problems_of(item) == compiled.problems_of(first) == ()
+    assert len(compiled.problems_of(second)) == 1
+
+
+def test_what_cannot_be_read_stays_as_an_earlier_table_has_it() -> None:
+    open_to_all = {"namespaces": {"from": "All"}}
+    lost = pool("lost", namespace="team", contextTokens=9, allowedRoutes=open_to_all)
+    rule = {"name": "default", "targets": [{"poolRef": {"name": "lost", "namespace": "team"}}]}
+    unread = policy("unread", rule_document("pool", "gone"), modelNames=["kept"], created=NEW)
+    user = policy("user", rule, modelNames=["used"])
+    before = compile_route_table([lost, pool(), pool("gone")], [unread, user]).table
+    late = policy("late", modelNames=["kept"], created=OLD)
+    new = policy("new", rule, namespace="other", modelNames=["new"])
+    kept = kept_routes(before, pools=["team/lost"], policies=["unread"])
+
+    compiled = compile_route_table([pool()], [user, late, new], kept=kept)
+
+    table = compiled.table
+    assert table.pools["team/lost"] == before.pools["team/lost"]
+    assert table.routes["lost"] == before.routes["lost"]
+    assert table.routes["used"] == before.routes["used"]
+    assert table.routes["kept"].policy == "unread"
+    assert table.routes["kept"].rules[0].targets == (Target(pool="pool"),)
+    assert compiled.problems_of(user) == ()
+    assert [Reason.MODEL_NAME_CONFLICT] == [p.reason for p in compiled.problems_of(late)]
+    # Whether the pool would let it in cannot be read.
+    assert [Reason.POOL_NOT_FOUND] == [p.reason for p in compiled.problems_of(new)]
 
 
 def test_older_pool_keeps_the_name_when_two_serve_it() -> None:

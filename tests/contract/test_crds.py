@@ -64,6 +64,17 @@ def test_structural_checker_finds_faults_when_there_are_some() -> None:
             "free": {"type": "string"},
             "many": {"type": "array", "items": {"$ref": "#/x"}},
             "either": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "wide": {"type": "integer", "format": "int32", "minimum": 0, "maximum": 2**31},
+            "wider": {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2**63},
+            "blurred": {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2**62},
+            "odd": {"type": "integer", "format": "int8", "minimum": 0, "maximum": 1},
+            "started": {
+                "type": "integer",
+                "format": "int32",
+                "minimum": 0,
+                "maximum": 1,
+                "default": -(2**40),
+            },
         },
         "additionalProperties": {"type": "string", "maxLength": 1},
         "x-kubernetes-validations": [{"rule": "self.namespace == ''", "message": "no"}],
@@ -76,8 +87,29 @@ def test_structural_checker_finds_faults_when_there_are_some() -> None:
         "anyOf outside",
         "exclude each other",
         "words of CEL",
+        ".wide: maximum 2147483648 is no int32",
+        ".wider: maximum 9223372036854775808 is no int64",
+        ".blurred: maximum 4611686018427387904 is no exact number",
+        ".odd: format 'int8'",
+        ".started: default -1099511627776 is no int32",
     ):
         assert words in found
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "taken"),
+    [
+        (2**31 - 1, "int32", True),
+        (2**31, "int32", False),
+        (-(2**31) - 1, "int32", False),
+        (2**31, "int64", True),
+        (2**63, "int64", False),
+    ],
+)
+def test_number_is_refused_when_its_format_cannot_hold_it(
+    value: int, form: str, taken: bool
+) -> None:
+    assert taken == (problems(value, {"type": "integer", "format": form}) == [])
 
 
 @pytest.mark.parametrize("name", FILES)

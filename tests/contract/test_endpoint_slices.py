@@ -73,6 +73,16 @@ def test_replica_keeps_its_place_when_others_come_and_go(
     assert new == encode_slices(after, namespace="system", existing=new, max_endpoints=3)
 
 
+def test_one_slice_without_endpoints_stays_when_the_last_replica_goes() -> None:
+    old = encode_slices(pool_of(replica("a"), replica("b", 30001)), namespace="system")
+    (emptied,) = encode_slices(pool_of(), namespace="system", existing=old)
+
+    assert ("IPv4", []) == (emptied["addressType"], emptied["endpoints"])
+    assert emptied["metadata"]["name"] in names(old)
+    assert (emptied,) == encode_slices(pool_of(), namespace="system", existing=(emptied,))
+    assert () == encode_slices(pool_of(), namespace="system")
+
+
 def test_slice_lies_in_the_gateways_namespace_when_the_pool_is_elsewhere() -> None:
     (found,) = encode_slices(pool_of(replica("a")), namespace="system", labels={"x": "y"})
     assert "system" == found["metadata"]["namespace"]

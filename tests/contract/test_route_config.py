@@ -7,12 +7,14 @@ import hashlib
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from pointsman_api.compile import compile_route_table
 from pointsman_api.modelpool import ModelPool
 from pointsman_api.route_config import (
     IncompleteRouteConfigError,
     RouteConfigError,
+    read_config,
     read_route_config,
     route_config_maps,
 )
@@ -115,3 +117,14 @@ def test_table_is_taken_when_a_newer_operator_says_more() -> None:
     annotations = shard["metadata"]["annotations"]
     annotations["pointsman.dev/config-hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     assert table_of(1) == read_route_config([shard])
+
+
+def test_hash_is_that_of_the_writer_when_it_dumps_the_table_otherwise() -> None:
+    table = table_of(2)
+    (shard,) = copy.deepcopy(config_maps(table))
+    text = shard["data"]["table.json"] = TypeAdapter(RouteTable).dump_json(table).decode()
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    shard["metadata"]["annotations"]["pointsman.dev/config-hash"] = digest
+    config = read_config([shard])
+    assert (table, digest) == (config.table, config.config_hash)
+    assert digest != table.digest()

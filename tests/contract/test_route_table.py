@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from pointsman_api.compile import compile_route_table
+from pointsman_api.modelpool import ModelPool
 from pointsman_api.route_table import (
     PoolEntry,
     Pricing,
@@ -17,6 +21,11 @@ from pointsman_api.route_table import (
     dump_route_table,
     load_route_table,
 )
+from pointsman_api.routepolicy import RoutePolicy
+from tests.contract.samples import RICH_POLICY, RICH_POOL, policy, pool
+
+GOLDEN = Path(__file__).parent / "golden" / "route_table.json"
+DEFAULTS = Path(__file__).parent / "golden" / "route_table_defaults.json"
 
 _NAMES = st.text("abc-/", min_size=1, max_size=4)
 _NUMBERS = st.floats(0, 1e9, allow_nan=False)
@@ -55,6 +64,38 @@ def test_digest_changes_when_anything_changes() -> None:
         routes={"a": Route(policy="p", rules=(replace(rule, name="other"),))},
     )
     assert table.digest() != other.digest()
+
+
+def test_table_says_only_what_is_not_at_its_default() -> None:
+    """The wire format: gateways of other versions read and write the same text."""
+    rich = compile_route_table(
+        [ModelPool.model_validate(RICH_POOL), pool(), pool(namespace="other")],
+        [RoutePolicy.model_validate(RICH_POLICY)],
+        gateway="edge",
+    ).table
+    plain = compile_route_table([pool()], []).table
+    assert (
+        '{"pools":{"pool":{"name":"pool","served_model_name":"pool","backend":"RayServe",'
+        '"engine":"Simulated"}},"routes":{"pool":{"policy":"pool:pool","rules":[{"name":"default",'
+        '"targets":[{"pool":"pool"}]}]}}}'
+    ) == dump_route_table(plain).decode()
+    assert json.loads(GOLDEN.read_text()) == json.loads(dump_route_table(rich))
+    assert load_route_table(GOLDEN.read_bytes()) == rich
+
+
+def test_defaults_are_those_that_were_ever_written() -> None:
+    """What is left out of a text means the same to every version: a default never changes."""
+    text = '{"pools":{"a":{"name":"a","served_model_name":"a","backend":"External"}},"routes":'
+    text += '{"a":{"policy":"p","rules":[{"name":"r","targets":[{"pool":"a"}]}]}}}'
+    everything = TypeAdapter(RouteTable).dump_python(load_route_table(text), mode="json")
+    assert json.loads(DEFAULTS.read_text()) == everything
+
+
+def test_text_with_every_default_is_read_as_the_one_without() -> None:
+    table = compile_route_table([pool()], [policy()]).table
+    long = TypeAdapter(RouteTable).dump_json(table)
+    assert table == load_route_table(long)
+    assert len(dump_route_table(table)) < len(long) / 4
 
 
 @pytest.mark.parametrize("document", ["", "[]", '{"pools": 1}', '{"pools": {"a": {"name": "a"}}}'])

@@ -57,14 +57,20 @@ class FakeKube:
     def put_endpoints(self, pool: PoolEndpoints) -> None:
         self.put(*encode_slices(pool, namespace=NAMESPACE))
 
+    def empty_slices(self) -> None:
+        """Say of every pool that has slices that it has no replica."""
+        for item in list(self.objects.values()):
+            if item["kind"] == "EndpointSlice":
+                self.put(item | {"endpoints": []})
+
     def put_secret(self, **values: str) -> None:
         data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
         metadata = {"name": credentials_name("default"), "namespace": NAMESPACE}
         self.put({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})
 
-    def remove(self, kind: str) -> None:
-        """Delete all objects of a kind."""
-        for key in [key for key in self.objects if key[0] == kind]:
+    def remove(self, kind: str, part: str = "") -> None:
+        """Delete all objects of a kind, whose names have that part."""
+        for key in [key for key in self.objects if key[0] == kind and part in key[1]]:
             self._tell("DELETED", self.objects.pop(key))
 
     def leave(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 import prometheus_client
@@ -21,6 +21,7 @@ from pointsman_api.route_table import (
     RouteTable,
 )
 from pointsman_kube.client import Kube
+from pointsman_kube.errors import Forbidden
 from pointsman_serving.gateway.kubernetes.secrets import GatewaySecret
 from pointsman_serving.gateway.kubernetes.source import KubernetesSource
 from pointsman_serving.gateway.server import Gateway
@@ -46,12 +47,14 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(kube: FakeKube, *, ready: bool = True) -> AsyncIterator[Served]:
+async def served(
+    kube: FakeKube, *, ready: bool = True, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Served]:
     secret = GatewaySecret("system/pointsman-default-credentials")
     settings = GatewaySettings(port=0, drain_seconds=1.0)
     gateway = Gateway(settings=settings, table=None, credentials=secret)
     client: Kube = kube  # type: ignore[assignment]
-    source = KubernetesSource(gateway, client, secret, namespace=NAMESPACE)
+    source = KubernetesSource(gateway, client, secret, namespace=NAMESPACE, clock=clock)
     async with gateway.running([source]):
         if ready:
             await until(lambda: gateway.plane.ready)
@@ -155,7 +158,7 @@ async def test_replica_leaves_and_its_stream_goes_on_when_it_is_said_to_end(
         kube.put_endpoints(replace(fresh, endpoints=(*ending.endpoints, *fresh.endpoints)))
         await until(lambda: ["b"] == running.replicas)
         assert 200 == (await ask(running.gateway, post(chat()))).status
-        kube.remove("EndpointSlice")
+        kube.empty_slices()
         await until(lambda: not running.replicas)
         gate.set()
         assert 200 == (await request).status
@@ -188,18 +191,26 @@ async def test_requests_go_on_when_the_api_is_away(kube: FakeKube, engine: FakeE
 
 
 @pytest.mark.parametrize("forgetful", [True, False])
+@pytest.mark.parametrize("whole_slice", [True, False])
 async def test_deletion_in_the_gap_is_noticed_when_the_api_is_back(
-    kube: FakeKube, forgetful: bool
+    kube: FakeKube, engine: FakeEngine, other: FakeEngine, forgetful: bool, whole_slice: bool
 ) -> None:
+    kube.put_endpoints(endpoints(engine, other))
     async with served(kube) as running:
+        await until(lambda: ["a", "b"] == running.replicas)
         kube.leave()
         await asyncio.sleep(0.1)
-        kube.remove("EndpointSlice")
+        # Each has a port of its own, and so a slice.
+        if whole_slice:
+            kube.remove("EndpointSlice", f"-{engine.port}-")
+        else:
+            (key,) = (key for key in kube.objects if f"-{engine.port}-" in key[1])
+            kube.put(kube.objects[key] | {"endpoints": []})
         kube.put_table(table_of(model="after"))
         await asyncio.sleep(0.1)
-        assert ["a"] == running.replicas
+        assert ["a", "b"] == running.replicas
         kube.come_back(forgetful=forgetful)
-        await until(lambda: not running.replicas, seconds=10)
+        await until(lambda: ["b"] == running.replicas, seconds=10)
         await until(lambda: "after" in running.gateway.plane.table.routes, seconds=10)
 
 
@@ -224,6 +235,70 @@ async def test_last_good_table_stays_and_that_is_said_once_when_a_bad_one_comes(
     assert "pointsman-default-routes-0" in refused[0]["cause"]
 
 
+async def test_last_good_table_stays_when_its_config_map_is_deleted(
+    kube: FakeKube, engine: FakeEngine
+) -> None:
+    async with served(kube) as running:
+        before = running.gateway.plane.config_hash
+        kube.remove("ConfigMap")
+        await asyncio.sleep(0.1)
+        assert 200 == (await ask(running.gateway, post(chat()))).status
+        assert (200, before) == (
+            (await readyz(running.gateway))[0],
+            running.gateway.plane.config_hash,
+        )
+        assert 0.05 < (running.metric("route_table_age_seconds") or 0.0)
+        kube.put_table(table_of(model="after"))
+        await until(lambda: "after" in running.gateway.plane.table.routes)
+
+
+async def test_next_request_shows_the_new_token_when_the_secret_was_rotated(
+    kube: FakeKube, engine: FakeEngine
+) -> None:
+    async with served(kube) as running:
+        assert 200 == (await ask(running.gateway, post(chat()))).status
+        kube.put_secret(**{"token.default.p": "n3xt"})
+        await asyncio.sleep(0.05)
+        assert 200 == (await ask(running.gateway, post(chat()))).status
+        # One without it takes none away, and one that cannot be read neither.
+        kube.put_secret()
+        await asyncio.sleep(0.05)
+        (secret,) = (item for item in kube.objects.values() if item["kind"] == "Secret")
+        kube.put(secret | {"data": {"token.default.p": "*"}})
+        await asyncio.sleep(0.05)
+        assert 200 == (await ask(running.gateway, post(chat()))).status
+    assert ["t0ken", "n3xt", "n3xt"] == [call.headers["x-pointsman-token"] for call in engine.calls]
+
+
+async def test_table_grows_old_though_the_server_answers_when_it_refuses_it(
+    kube: FakeKube, engine: FakeEngine
+) -> None:
+    async with served(kube) as running:
+        lists = kube.list
+
+        async def refuse(kind, *args, **options):  # type: ignore[no-untyped-def]
+            if kind.name == "ConfigMap":
+                raise Forbidden("list configmaps: 403 no", status=403, reason="Forbidden")
+            return await lists(kind, *args, **options)
+
+        kube.list = refuse  # type: ignore[method-assign]
+        kube.leave()
+        await asyncio.sleep(0.1)
+        kube.put_table(table_of(model="after"))
+        kube.come_back()
+        text = ""
+
+        def told() -> bool:
+            nonlocal text
+            text = prometheus_client.generate_latest(running.gateway.metrics.registry).decode()
+            return 'pointsman_gateway_watch_refused{resource="configmaps"} 1.0' in text
+
+        await until(told, seconds=10)
+        assert 'pointsman_gateway_watch_refused{resource="secrets"} 0.0' in text
+        assert 0.1 < (running.metric("route_table_age_seconds") or 0.0)
+        assert 200 == (await ask(running.gateway, post(chat()))).status
+
+
 async def test_table_is_taken_whole_when_it_comes_in_parts(kube: FakeKube) -> None:
     async with served(kube) as running:
         seen = set()
@@ -231,7 +306,7 @@ async def test_table_is_taken_whole_when_it_comes_in_parts(kube: FakeKube) -> No
         old = plane.config_hash
         table = table_of(model="m2")
         parts = FakeKube()
-        parts.put_table(table, shard_bytes=300)
+        parts.put_table(table, shard_bytes=150)
         maps = [item for item in parts.objects.values() if item["kind"] == "ConfigMap"]
         assert 3 <= len(maps)
         for part in reversed(maps):

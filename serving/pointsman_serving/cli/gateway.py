@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +33,14 @@ def gateway(
         ),
     ] = "",
     listen: Annotated[
-        str, typer.Option(envvar=f"{_PREFIX}LISTEN", help="Address of both ports; :: for IPv6.")
-    ] = "0.0.0.0",
+        str,
+        typer.Option(
+            envvar=f"{_PREFIX}LISTEN",
+            help="Address of both ports; :: takes IPv4 too. [default: :: where there is IPv6, "
+            "else 0.0.0.0]",
+            show_default=False,
+        ),
+    ] = "",
     port: Annotated[
         int,
         typer.Option(min=0, max=65535, envvar=f"{_PREFIX}PORT", help="For clients; 0: any free."),
@@ -85,7 +92,7 @@ def gateway(
     try:
         settings = GatewaySettings(
             name=name,
-            host=listen,
+            host=listen or _every_address(),
             port=port,
             admin_port=admin_port,
             lame_duck_seconds=lame_duck,
@@ -117,6 +124,11 @@ async def _serve(settings: GatewaySettings, namespace: str, kubeconfig: str | No
             await served.serve([source])
     except (ConfigurationError, ListenError) as error:
         raise UsageError(getattr(error, "strerror", None) or str(error)) from error
+
+
+def _every_address() -> str:
+    """What listens to everybody, in clusters of IPv4, of IPv6 and of both."""
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
 
 
 def _own_namespace() -> str:

@@ -52,7 +52,8 @@ async def _status(
     """The status of the answer; without one in time, whose fault that is."""
     url = URL.build(
         scheme="https" if address.tls else "http",
-        host=address.host,
+        # What is said to be encoded is taken as it is: without the brackets of IPv6.
+        host=f"[{address.host}]" if ":" in address.host else address.host,
         port=address.port,
         path=path,
         encoded=True,

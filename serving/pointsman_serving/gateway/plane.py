@@ -125,8 +125,11 @@ class DataPlane:
 
     # What changes from outside.
 
-    def set_table(self, table: RouteTable) -> None:
+    def set_table(self, table: RouteTable, config_hash: str = "") -> None:
         """Put another route table in force; requests under way end by the old rules.
+
+        Args:
+            config_hash: what whoever wrote the table calls it; empty: its digest.
 
         Raises:
             ValueError: a header expression is not valid; the old table stays.
@@ -134,7 +137,7 @@ class DataPlane:
         self.scheduler.set_table(table)
         self.told_table = True
         before, self.table = self.table, table
-        self.config_hash = table.digest()
+        self.config_hash = config_hash or table.digest()
         self._isolation = {name: isolation_of(route.rules) for name, route in table.routes.items()}
         for gone in self.replicas.keys() - table.pools.keys():
             self.upstreams.retain(gone, ())

@@ -131,6 +131,7 @@ class Gateway:
         self.scheduler = Scheduler(table or RouteTable(), seed=seed, asks_health=True)
         self.metrics = Metrics(version=installed_version(), max_values=settings.max_label_values)
         self._table = table
+        self._config_hash = ""
         self._credentials: PoolSecrets = credentials or Credentials()
         self._plane: DataPlane | None = None
         self._server: _Server | None = None
@@ -179,14 +180,14 @@ class Gateway:
     def url(self) -> str:
         """The endpoint's address, without ``/v1``."""
         host = self.settings.host
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-        return f"http://{shown}:{self.port}"
+        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://{_authority(shown)}:{self.port}"
 
-    def set_table(self, table: RouteTable) -> None:
-        """Put another route table in force."""
-        self._table = table
+    def set_table(self, table: RouteTable, config_hash: str = "") -> None:
+        """Put another route table in force; ``config_hash`` is its writer's name for it."""
+        self._table, self._config_hash = table, config_hash
         if self._plane is not None:
-            self._plane.set_table(table)
+            self._plane.set_table(table, config_hash)
 
     def stop(self) -> None:
         """Begin a graceful stop: no new connections, replies in flight end first."""
@@ -265,6 +266,7 @@ class Gateway:
             loop=asyncio.get_running_loop(),
             new_id=lambda: f"{ids.getrandbits(128):032x}",
         )
+        plane.config_hash = self._config_hash or plane.config_hash
         plane.start()
         self._plane = plane
         return plane
@@ -320,9 +322,19 @@ def listen(host: str, port: int) -> socket.socket:
         ListenError: the port is taken, or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ListenError(
+            error.errno,
+            f"the gateway cannot listen on {_authority(host)}:{port} ({error.strerror}); this "
+            "machine has no such addresses: listen on one of the other family",
+        ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":
+            # Everybody, whatever the machine's default is: clusters of both families use both.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind((host, port))
         listener.listen(_BACKLOG)
         listener.setblocking(False)
@@ -332,9 +344,14 @@ def listen(host: str, port: int) -> socket.socket:
         step = (
             "stop what uses the port, or choose another one"
             if taken
-            else "listen on an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+            else "listen on an address of this machine, such as 127.0.0.1, 0.0.0.0 or ::"
         )
+        where = f"{_authority(host)}:{port}"
         raise ListenError(
-            error.errno, f"the gateway cannot listen on {host}:{port} ({error.strerror}); {step}"
+            error.errno, f"the gateway cannot listen on {where} ({error.strerror}); {step}"
         ) from error
     return listener
+
+
+def _authority(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -146,6 +146,32 @@ def test_requests_go_on_and_a_deletion_in_the_gap_is_noticed_when_the_api_was_aw
     assert gateway.ready
 
 
+def test_replicas_serve_on_when_their_slices_are_deleted_and_nobody_says_that_they_are_gone(
+    fleet: Fleet, engine: Engine
+) -> None:
+    other = fleet.engine("--iteration-seconds=0.01")
+    fleet.apply_replicas("a", engine, other)
+    gateway = fleet.ready_gateway()
+
+    def replicas() -> set[str]:
+        return set(gateway.status["pools"]["a"]["replicas"])
+
+    both = {f"r{engine.port}", f"r{other.port}"}
+    until(lambda: both == replicas(), what="both replicas are known")
+    # As the API server's garbage collector does when the operator's Deployment is gone.
+    fleet.delete_slices("a", engine, other)
+    until(lambda: gateway.said("has no EndpointSlice any more"), what="the gateway says so")
+    assert {200} == {gateway.chat().status for _ in range(10)}
+    other.process.stop(grace_seconds=0)
+    left = {f"r{engine.port}"}
+    until(lambda: left == replicas(), seconds=60.0, what="the one that does not answer is dropped")
+    assert {200} == {gateway.chat().status for _ in range(5)}
+    # A slice without endpoints says it: there is none.
+    for item in fleet.slices_of("a", [engine]):
+        fleet.apply(item | {"endpoints": []})
+    until(lambda: set() == replicas(), what="the pool is empty")
+
+
 def test_last_good_table_stays_when_a_bad_one_comes(fleet: Fleet, engine: Engine) -> None:
     gateway = fleet.ready_gateway()
     (good,) = route_config_maps(table_to("a", "b"), gateway="default", namespace=fleet.namespace)

@@ -36,13 +36,14 @@ async def stage(
     api_server: Cluster, admin: Kube, namespace: str, tmp_path: Path
 ) -> AsyncIterator[Stage]:
     """Everything that an operator needs but KubeRay's CRDs: see :class:`Stage`."""
+    await clean(admin)
     async with Stage(api_server, admin, namespace, tmp_path) as ready:
         yield ready
     await clean(admin)
 
 
 async def clean(admin: Kube) -> None:
-    """Delete what a test has made: operators act on every namespace."""
+    """Delete what tests have made, in this folder or another: operators act on every namespace."""
     for kind in (ROUTE_POLICY, MODEL_POOL, RAY_SERVICE, RAY_CLUSTER, CONTROLLER_REVISION, POD):
         with contextlib.suppress(Exception):
             items, _ = await admin.list(kind, metadata_only=True)

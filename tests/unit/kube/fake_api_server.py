@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,10 @@ from kubernetes.aio.client import Configuration
 
 from pointsman_kube.client import Kube
 from pointsman_kube.kinds import CONFIG_MAP, Object
+
+
+async def _nothing() -> None:
+    """It does not listen yet."""
 
 
 @dataclass
@@ -28,10 +32,14 @@ class FakeApiServer:
     """Watches from before this version get 410."""
     refusals: list[tuple[int, dict[str, str], object]] = field(default_factory=list)
     """Answers (status, headers, body) for the next requests, whatever they ask."""
+    watch_refusal: tuple[int, dict[str, str], object] | None = None
+    """The answer to every watch."""
     requests: list[web.Request] = field(default_factory=list)
     lists: int = 0
     watches: int = 0
     served: bool = True
+    close: Callable[[], Awaitable[None]] = _nothing
+    """Stop listening."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _epoch: int = 0
 
@@ -71,8 +79,10 @@ class FakeApiServer:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
-        if self.refusals:
-            status, headers, body = self.refusals.pop(0)
+        if self.refusals or (self.watch_refusal and request.query.get("watch")):
+            refusal = self.refusals.pop(0) if self.refusals else self.watch_refusal
+            assert refusal is not None
+            status, headers, body = refusal
             if isinstance(body, str):
                 return web.Response(status=status, headers=headers, text=body)
             return web.json_response(body, status=status, headers=headers)
@@ -148,6 +158,7 @@ async def fake_api_server() -> AsyncIterator[FakeApiServer]:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
+    fake.close = runner.cleanup
     fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield fake

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pointsman_api.conditions import Reason
 from pointsman_operator.causes import Cause, find_cause, last_exception
-from tests.unit.operator.scenes import reading_of, serve_document, worker_pod
+from tests.unit.operator.scenes import ray_cluster, reading_of, serve_document, worker_pod
 
 TRACEBACK = """\
 Deploying app 'chat' failed with exception:
@@ -70,6 +70,115 @@ def test_the_schedulers_words_are_told() -> None:
 
     assert Reason.UNSCHEDULABLE == cause.reason
     assert "3 Insufficient nvidia.com/gpu" in cause.message
+
+
+def head(pod: Any) -> Any:
+    pod["metadata"]["labels"]["ray.io/node-type"] = "head"
+    return pod
+
+
+def test_the_operators_own_settings_are_named_when_it_is_the_head_that_does_not_fit() -> None:
+    for pod, ours, theirs in (
+        (unschedulable(), "operator.rayHead", "container engine"),
+        (ended(reason="OOMKilled", exitCode=137), "operator.rayHead.memoryLimit", "contextTokens"),
+        (waiting("ErrImagePull"), "operator.rayHead.image", "no such setting"),
+    ):
+        assert ours not in cause_of(pod).message
+        assert ours in cause_of(head(pod)).message
+        assert theirs not in cause_of(head(pod)).message
+
+
+def refused_by_kuberay(said: str, *, reason: str = "FailedCreateWorkerPod") -> Any:
+    condition = {
+        "type": "ReplicaFailure",
+        "status": "True",
+        "reason": reason,
+        "message": f"{reason}\n{said}",
+    }
+    return {**ray_cluster("chat-x1"), "status": {"conditions": [condition]}}
+
+
+def refusal_of(cluster: Any) -> Cause:
+    cause = find_cause([], [], clusters=[cluster])
+    assert cause is not None
+    assert Reason.PODS_NOT_CREATED == cause.reason
+    return cause
+
+
+@pytest.mark.pain_16
+@pytest.mark.parametrize(
+    ("said", "step"),
+    [
+        (
+            (
+                'pods "chat-x1-worker-abcde" is forbidden: exceeded quota: team, '
+                "requested: pods=1, used: pods=4, limited: pods=4"
+            ),
+            "raise the ResourceQuota of the namespace team",
+        ),
+        (
+            (
+                'pods "chat-x1-worker-abcde" is forbidden: maximum memory usage per '
+                "Container is 1Gi, but limit is 8Gi"
+            ),
+            "change the LimitRange of the namespace team",
+        ),
+        (
+            (
+                'pods "chat-x1-worker-abcde" is forbidden: violates PodSecurity '
+                '"restricted:latest": allowPrivilegeEscalation != false'
+            ),
+            "pod-security.kubernetes.io/enforce",
+        ),
+        (
+            'admission webhook "policy.example.com" denied the request: no team label',
+            "ask those who run this admission check",
+        ),
+        ("something else", "kubectl describe raycluster chat-x1 -n team"),
+    ],
+)
+def test_a_pod_that_cannot_be_made_is_told_with_the_servers_words_and_the_next_step(
+    said: str, step: str
+) -> None:
+    cause = refusal_of(refused_by_kuberay(said))
+
+    assert "a worker pod of the RayCluster chat-x1" in cause.message
+    assert said.rpartition("forbidden: ")[2] in cause.message
+    assert step in cause.message
+    # Each try has another name, and the condition must stay the same.
+    assert "abcde" not in cause.message
+
+
+def test_the_heads_settings_are_named_when_it_is_the_head_that_cannot_be_made() -> None:
+    cause = refusal_of(refused_by_kuberay("exceeded quota", reason="FailedCreateHeadPod"))
+
+    assert "the head pod of the RayCluster" in cause.message
+    assert "operator.rayHead" in cause.message
+
+
+def test_nothing_is_wrong_when_a_pod_cannot_be_deleted_or_its_cluster_goes() -> None:
+    kept = refused_by_kuberay("no", reason="FailedDeleteWorkerPod")
+    going = refused_by_kuberay("exceeded quota")
+    going["metadata"]["deletionTimestamp"] = "2026-11-01T00:00:00Z"
+    ready = {"status": {"conditions": [{"type": "Ready", "reason": "Initializing"}]}}
+
+    assert None is find_cause([], [], clusters=[kept, going], service=ready)
+
+
+def test_what_kuberay_does_not_take_is_told_in_its_words() -> None:
+    condition = {
+        "type": "Ready",
+        "status": "False",
+        "reason": "ValidationFailed",
+        "message": "the name is too long",
+    }
+    service = {"metadata": {"name": "chat"}, "status": {"conditions": [condition]}}
+
+    cause = find_cause([], [], service=service)
+
+    assert cause is not None
+    assert Reason.DEPLOYMENT_FAILED == cause.reason
+    assert "the name is too long" in cause.message
 
 
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName"])

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from pointsman_api.conditions import Reason
 from pointsman_api.route_config import read_route_config
 from pointsman_operator.gateway_plan import (
+    NOTHING_UNREADABLE,
     REMEMBERED_TABLES,
     GatewayPlan,
     MadeTable,
     PolicyMemory,
+    Unreadable,
     plan_gateway,
     policy_parts,
 )
@@ -34,6 +36,7 @@ def gateway_plan(
     owner: Any = None,
     made: MadeTable | None = None,
     labels: Any = None,
+    unreadable: Unreadable = NOTHING_UNREADABLE,
 ) -> GatewayPlan:
     applied = [] if live is None else copy.deepcopy(list(live.apply))
     maps = [item for item in applied if item["kind"] == "ConfigMap"]
@@ -50,6 +53,7 @@ def gateway_plan(
         memory=memory or PolicyMemory(),
         owner=owner,
         made=made,
+        unreadable=unreadable,
     )
 
 
@@ -261,3 +265,45 @@ def test_a_table_is_made_anew_when_an_object_or_a_namespace_is_another_and_not_e
     assert made is not again(made_pool(generation=2))
     assert made is not again(made_pool(), made_pool(name="other"))
     assert made is not again(made_pool(), labels={"team": {"tier": "gold"}})
+
+
+def test_what_an_operator_that_starts_cannot_read_stays_in_the_table_with_its_keys() -> None:
+    lost = external_pool(credentialSecretRef={"name": "key", "key": "api"})
+    pools, policies = [made_pool(), lost], [made_policy(), made_policy("other", pools=("chat",))]
+    secrets = {**TOKENS, ("team", "key"): {"api": "a2V5"}}
+    before = gateway_plan(pools, policies, secrets=secrets)
+
+    after = gateway_plan(
+        pools[:1],
+        policies[:1],
+        secrets={},
+        live=before,
+        unreadable=Unreadable(
+            pools=frozenset({lost.key}), policies=frozenset({"team/other", "team/new"})
+        ),
+    )
+
+    assert ((), ()) == (after.apply, after.delete)
+    assert before.compiled.table == after.compiled.table
+    assert before.config_hash == after.config_hash
+
+
+def test_what_cannot_be_read_is_left_out_when_there_is_no_table_that_has_it() -> None:
+    unreadable = Unreadable(pools=frozenset({"team/lost"}), policies=frozenset({"team/lost"}))
+
+    plan = gateway_plan([made_pool()], [made_policy()], unreadable=unreadable)
+
+    assert {"team/chat"} == set(plan.compiled.table.pools)
+    assert {"assistant", "chat"} == set(plan.compiled.table.routes)
+
+
+def test_the_field_is_named_when_a_credential_cannot_be_taken() -> None:
+    long = external_pool(credentialSecretRef={"name": "s" * 240, "key": "api"})
+    huge = external_pool("huge", credentialSecretRef={"name": "huge", "key": "api"})
+    secrets = {("team", "huge"): {"api": "QUFB" * 100_000}}
+
+    found = gateway_plan([long, huge], secrets=secrets).compiled.problems
+
+    assert [("huge", "key", "api"), ("provider", "name", "s" * 240)] == [
+        (item.key.removeprefix("team/"), item.field[-1], item.value) for item in found
+    ]

@@ -344,17 +344,87 @@ def test_a_revision_that_somebody_changed_is_made_anew_and_not_used() -> None:
     assert ["ControllerRevision"] == kinds(again)
 
 
-def test_a_strangers_revision_of_the_same_key_is_not_used() -> None:
+def foreign_revision(*, labelled: bool) -> Any:
+    """A ControllerRevision of the name that the pool's own needs, with another spec in it."""
+    document = dict(planned(made_pool()).apply[0])
+    spec = {**document["data"]["rayServiceSpec"], "rayClusterDeletionDelaySeconds": 0}
+    labels = document["metadata"]["labels"] if labelled else {"pointsman.dev/pool": "chat"}
+    document["metadata"] = {
+        **document["metadata"],
+        "labels": labels,
+        "ownerReferences": [{"uid": "somebody"}],
+    }
+    document["data"] = {**document["data"], "rayServiceSpec": spec, "checksum": digest(spec)}
+    return document
+
+
+def test_a_revision_that_is_not_the_pools_own_is_made_anew_and_not_used() -> None:
+    """Its deleted namesake left it: adopted, its data could never be changed."""
     pool = made_pool()
-    plan = planned(pool)
-    spec = {**plan.apply[0]["data"]["rayServiceSpec"], "rayClusterDeletionDelaySeconds": 0}
-    foreign = dict(plan.apply[0])
-    foreign["metadata"] = {**foreign["metadata"], "ownerReferences": [{"uid": "somebody"}]}
-    foreign["data"] = {**foreign["data"], "rayServiceSpec": spec, "checksum": digest(spec)}
 
-    again = planned(pool, PoolObserved(now=NOW, revisions=(foreign,)))
+    plan = planned(pool, PoolObserved(now=NOW, revisions=(foreign_revision(labelled=True),)))
 
-    assert plan.apply == again.apply
+    assert ["Secret", "RayService"] == kinds(plan)
+    assert planned(pool).apply[-1] == plan.apply[-1]
+    assert ["ControllerRevision"] == [ref.kind.name for ref in plan.delete]
+
+
+def test_a_strangers_revision_is_left_alone_and_told() -> None:
+    pool = made_pool()
+
+    plan = planned(pool, PoolObserved(now=NOW, revisions=(foreign_revision(labelled=False),)))
+
+    assert plan.is_empty
+    (problem,) = plan.problems
+    assert f"the ControllerRevision {planned(pool).revision}" in problem.message
+
+
+STRANGERS = [
+    {"kind": "Secret", "metadata": {"name": "chat-access", "namespace": "team"}},
+    {"kind": "RayService", "metadata": {"name": "chat", "namespace": "team"}},
+]
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_strangers_object_is_left_alone_and_told_when_it_has_a_name_of_the_pools(
+    stranger: Any,
+) -> None:
+    pool = made_pool()
+
+    plan = planned(pool, PoolObserved(now=NOW, in_the_way=(stranger,)))
+
+    assert plan.is_empty
+    (problem,) = plan.problems
+    assert ModelPoolCondition.REPLICAS_READY == problem.condition
+    name = stranger["metadata"]["name"]
+    assert f"the {stranger['kind']} {name} of the namespace team" in problem.message
+    assert "delete it or give it another name" in problem.message
+    # As soon as it is gone.
+    assert () == planned(pool, PoolObserved(now=NOW)).problems
+
+
+def test_a_running_pool_scales_on_when_a_stranger_has_put_its_own_secret_there() -> None:
+    pool = made_pool()
+    observed = with_applied(PoolObserved(now=NOW), planned(pool))
+    observed = replace(observed, access_secret=None, in_the_way=(STRANGERS[0],))
+
+    plan = planned(pool, observed, replicas=5)
+
+    assert ["RayService"] == kinds(plan)
+    assert 1 == len(plan.problems)
+
+
+def test_what_a_deleted_namesake_left_is_waited_for() -> None:
+    owner = {"apiVersion": "pointsman.dev/v1alpha1", "kind": "ModelPool", "name": "chat"}
+    left = {
+        "kind": "RayService",
+        "metadata": {"name": "chat", "ownerReferences": [{**owner, "uid": "uid-old"}]},
+    }
+
+    plan = planned(made_pool(), PoolObserved(now=NOW, in_the_way=(left,)))
+
+    assert plan.is_empty
+    assert "belongs to a deleted ModelPool" in plan.problems[0].message
 
 
 def test_the_slices_of_a_deleted_pool_are_swept() -> None:

@@ -129,7 +129,7 @@ def test_a_name_that_an_older_policy_has_is_told() -> None:
     status = status_of(plan, view, policy=late)
 
     assert ("False", "ModelNameConflict") == said(status)["Accepted"]
-    assert "spec.modelNames.0 is 'assistant'" in message(status, "Accepted")
+    assert "spec.modelNames[0] is 'assistant'" in message(status, "Accepted")
     assert ("False", "ModelNameConflict") == said(status)["Ready"]
     assert ("True", "Ready") == said(status_of(plan, view))["Ready"]
 
@@ -182,3 +182,18 @@ def test_transitions_are_told_as_events() -> None:
     assert {"Warning"} == {note.type for note in policy_events(good, bad)}
     assert {"Normal"} == {note.type for note in policy_events(bad, good)}
     assert () == policy_events(good, good)
+
+
+def test_a_field_in_a_list_is_named_as_kubectl_does() -> None:
+    older = made_policy("older", names=("assistant",), created="2025-01-01T00:00:00Z")
+    plan = gateway_plan([made_pool()], [POLICY, older])
+
+    told = message(status_of(plan, gateway()), "Accepted")
+
+    assert told.startswith("spec.modelNames[0] is 'assistant': the RoutePolicy team/older")
+
+
+def test_a_missing_pool_is_named_with_its_place_in_the_rules() -> None:
+    told = message(status_of(gateway_plan([], [POLICY]), gateway()), "ResolvedRefs")
+
+    assert told.startswith("spec.rules[0].targets[0].poolRef.name is 'team/chat': ")

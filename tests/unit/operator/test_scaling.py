@@ -158,6 +158,22 @@ def test_what_a_pod_said_that_is_gone_makes_no_load_incomplete() -> None:
     assert load_of("team/chat", [gone], now=NOW, stale_seconds=10).complete
 
 
+def test_what_a_pod_that_goes_still_has_is_load_until_it_falls_silent() -> None:
+    view = gateway(pools={"team/chat": PoolReport(queued=3, open_streams=4)})
+    going = type(view)(name=view.name, pods=view.pods[:1], reports=view.reports)
+
+    assert Load(requests=14) == load_of("team/chat", [going], now=NOW, stale_seconds=10)
+
+
+def test_a_number_below_zero_takes_nothing_from_what_others_have() -> None:
+    good = gateway(hashes=("",), pools={"team/chat": PoolReport(queued=3)})
+    broken = gateway(
+        name="b", hashes=("",), pools={"team/chat": PoolReport(queued=-9, open_streams=2)}
+    )
+
+    assert 5 == load_of("team/chat", [good, broken], now=NOW, stale_seconds=10).requests
+
+
 def test_scaling_starts_at_what_runs() -> None:
     pool = scaled()
     observed, _ = running(pool, replicas=5)

@@ -9,6 +9,7 @@ import pytest
 from pointsman_api.compile import RouteProblem
 from pointsman_api.conditions import Reason
 from pointsman_api.modelpool import ModelPool, ModelPoolStatus
+from pointsman_operator.access import STAMP_ANNOTATION
 from pointsman_operator.endpoints import EndpointsMemory, join_endpoints
 from pointsman_operator.observed import PoolObserved, PoolReport
 from pointsman_operator.status import (
@@ -342,26 +343,81 @@ def test_a_roll_out_that_ray_gives_up_is_told_with_rays_words_and_the_old_serve_
     assert ("True", "Ready") == said(status)["Ready"]
 
 
+ROUTED = frozenset({"default"})
+UNREACHED = gateway(pools={"team/chat": PoolReport(serving_replicas=0)})
+REACHED = gateway(pools={"team/chat": PoolReport(serving_replicas=1)})
+
+
 def test_a_pool_is_not_ready_while_no_gateway_reaches_a_replica() -> None:
-    observed, _ = rolled_out()
-    unreached = gateway(pools={"team/chat": PoolReport(serving_replicas=0)})
-    reached = gateway(pools={"team/chat": PoolReport(serving_replicas=1)})
+    observed = replace(rolled_out()[0], routed_by=ROUTED)
 
-    assert ("False", "GatewaysNotReady") == said(
-        status_of(made_pool(), replace(observed, gateways=(unreached,)))
-    )["Ready"]
+    lost = status_of(made_pool(), replace(observed, gateways=(UNREACHED,)))
+
+    assert ("False", "GatewaysNotReady") == said(lost)["Ready"]
+    assert "NetworkPolicies between them and the replicas" in message(lost, "Ready")
     assert ("True", "Ready") == said(
-        status_of(made_pool(), replace(observed, gateways=(unreached, reached)))
+        status_of(made_pool(), replace(observed, gateways=(UNREACHED, REACHED)))
     )["Ready"]
 
 
-def test_gateways_that_say_nothing_are_not_held_against_a_pool() -> None:
-    observed, _ = rolled_out()
-    silent = gateway(pools={}, ages=(60, 60))
+@pytest.mark.parametrize("gateways", [(gateway(hashes=()),), (gateway(ages=(60, 60)),)])
+def test_a_pool_is_not_ready_when_no_gateway_with_a_route_to_it_reports(gateways: Any) -> None:
+    ready = replace(rolled_out()[0], routed_by=ROUTED, gateways=gateways)
+    external = PoolObserved(now=NOW, routed_by=ROUTED, gateways=ready.gateways)
 
-    assert ("True", "Ready") == said(status_of(made_pool(), replace(observed, gateways=(silent,))))[
-        "Ready"
-    ]
+    for status in (status_of(made_pool(), ready), status_of(external_pool(), external)):
+        assert ("False", "GatewaysNotReady") == said(status)["Ready"]
+        assert "the gateway default" in message(status, "Ready")
+    assert ("True", "ReplicasReady") == said(status_of(made_pool(), ready))["ReplicasReady"]
+
+
+def test_a_pool_without_a_route_would_serve_and_says_what_is_missing() -> None:
+    observed = replace(rolled_out()[0], routed_by=frozenset(), gateways=(gateway(),))
+
+    status = status_of(made_pool(), observed)
+
+    assert ("True", "Ready") == said(status)["Ready"]
+    assert "no gateway has a route to this pool" in message(status, "Ready")
+
+
+def test_pods_that_cannot_be_made_are_told_with_the_next_step() -> None:
+    pool = made_pool()
+    observed, _ = running(pool, ready=1)
+    failure = {
+        "type": "ReplicaFailure",
+        "status": "True",
+        "reason": "FailedCreateWorkerPod",
+        "message": 'FailedCreateWorkerPod\npods "a" is forbidden: exceeded quota: small',
+    }
+    clusters = ({**observed.ray_clusters[0], "status": {"conditions": [failure]}},)
+
+    status = status_of(pool, replace(observed, ray_clusters=clusters))
+
+    told = message(status, "ReplicasReady")
+    assert "1 of 2 replicas are ready: the API server refuses a worker pod" in told
+    assert "raise the ResourceQuota" in told
+    assert ("True", "Ready") == said(status)["Ready"]
+
+
+def test_what_is_in_the_way_of_a_pool_keeps_it_from_starting_and_is_told() -> None:
+    stranger = {"kind": "Secret", "metadata": {"name": "chat-access", "namespace": "team"}}
+
+    status = status_of(made_pool(), PoolObserved(now=NOW, in_the_way=(stranger,)))
+
+    assert ("False", "NameTaken") == said(status)["ReplicasReady"]
+    assert ("False", "Pending") == said(status)["Progressing"]
+    assert "The Secret chat-access" in message(status, "Ready")
+
+
+def test_a_roll_out_says_that_the_pools_secret_was_lost_when_its_tokens_are_new() -> None:
+    pool, observed, before = rolling()
+    assert "chat-access" not in message(before, "Progressing")
+    secret = {**(observed.access_secret or {})}
+    secret["metadata"] = {**secret["metadata"], "annotations": {STAMP_ANNOTATION: "1800000000"}}
+
+    status = status_of(pool, replace(observed, access_secret=secret), before=before)
+
+    assert "the Secret chat-access was lost and has new values" in message(status, "Progressing")
 
 
 @pytest.mark.parametrize(
@@ -443,9 +499,9 @@ def test_a_status_is_not_fleeting_when_it_says_what_is_wrong() -> None:
 
 def test_no_event_tells_that_a_pool_still_waits_when_only_the_reason_is_another() -> None:
     pool = made_pool()
-    unreached = (gateway(pools={"team/chat": PoolReport(serving_replicas=0)}),)
     starting = status_of(pool, running(pool, ready=0)[0], before={})
-    waiting = status_of(pool, replace(running(pool)[0], gateways=unreached), before=starting)
+    unreached = replace(running(pool)[0], gateways=(UNREACHED,), routed_by=ROUTED)
+    waiting = status_of(pool, unreached, before=starting)
 
     told = [note.message.partition(":")[0] for note in pool_events(starting, waiting)]
 

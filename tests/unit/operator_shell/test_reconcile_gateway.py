@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pointsman_api.routepolicy import RoutePolicy, RoutePolicyStatus
-from pointsman_operator.reconcile_gateway import touched_policies
+from pointsman_operator.reconcile_gateway import touched_policies, unreadable_status
 from tests.unit.operator.scenes import made_policy, made_pool
 from tests.unit.operator.test_gateway_plan import gateway_plan
 
@@ -45,3 +45,40 @@ def test_a_policy_is_touched_when_a_problem_comes_or_its_edit_was_not_seen() -> 
 
 def test_a_policy_of_another_gateway_is_not_touched() -> None:
     assert [] == touched_policies([made_policy(gateway="inner")], None, PLAN)
+
+
+UNREADABLE = {
+    "metadata": {"name": "p", "generation": 4},
+    "status": {
+        "gateways": [{"name": "default"}],
+        "conditions": [
+            {"type": "Accepted", "status": "True"},
+            {"type": "Ready", "status": "True"},
+        ],
+    },
+}
+
+
+def test_a_policy_that_cannot_be_read_says_so_and_that_it_serves_on() -> None:
+    status = unreadable_status(UNREADABLE, "spec.rules[0].x: no", stays=True, now=0.0)
+
+    accepted, ready = status["conditions"]
+    assert ("Accepted", "False", "Invalid", 4) == (
+        accepted["type"],
+        accepted["status"],
+        accepted["reason"],
+        accepted["observedGeneration"],
+    )
+    assert "spec.rules[0].x: no" in accepted["message"]
+    assert accepted["message"].endswith("what was accepted last stays in force")
+    assert ("Ready", "True") == (ready["type"], ready["status"])
+    assert [{"name": "default"}] == status["gateways"]
+
+
+def test_a_policy_that_could_never_be_read_is_not_ready() -> None:
+    status = unreadable_status(UNREADABLE, "spec.rules[0].x: no", stays=False, now=0.0)
+
+    assert [("Accepted", "False"), ("Ready", "False")] == [
+        (item["type"], item["status"]) for item in status["conditions"]
+    ]
+    assert status["conditions"][0]["message"].endswith("it is left out of the route table")

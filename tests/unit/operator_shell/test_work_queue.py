@@ -235,10 +235,84 @@ async def test_debounce_calls_once_when_much_happens() -> None:
     started = loop.time()
     for _ in range(10):
         debounce()
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0)
     await asyncio.sleep(0.1)
     assert 1 == len(calls)
-    assert calls[0] - started < 0.1
+    assert calls[0] - started >= 0.05
     debounce()
     await asyncio.sleep(0.1)
     assert 2 == len(calls)
+
+
+async def order_of(*adds: tuple[str, bool]) -> list[str]:
+    """In which order one worker takes keys that were added before it started."""
+    done: list[str] = []
+
+    async def reconcile(key: str) -> None:
+        done.append(key)
+
+    queue: WorkQueue[str] = WorkQueue("test", reconcile, workers=1)
+    for key, urgent in adds:
+        queue.add(key, urgent=urgent)
+    task = asyncio.create_task(queue.run())
+    await until(lambda: queue.idle and queue.counts.done)
+    task.cancel()
+    return done
+
+
+async def test_urgent_key_goes_first_when_others_wait() -> None:
+    assert ["c", "a", "b"] == await order_of(("a", False), ("b", False), ("c", True))
+
+
+async def test_waiting_key_becomes_urgent_when_it_is_added_so() -> None:
+    adds = [("a", False), ("b", False), ("b", True), ("b", False)]
+    assert ["b", "a"] == await order_of(*adds)
+
+
+async def test_others_get_every_fifth_turn_when_all_the_time_something_is_urgent() -> None:
+    urgent = [(f"u{number}", True) for number in range(9)]
+    assert ["u0", "u1", "u2", "u3", "a", "u4", "u5", "u6", "u7", "b", "u8"] == await order_of(
+        ("a", False), ("b", False), *urgent
+    )
+
+
+async def test_key_stays_urgent_when_it_is_so_later_or_was_worked_on() -> None:
+    done: list[str] = []
+    gate = asyncio.Event()
+
+    async def reconcile(key: str) -> None:
+        done.append(key)
+        await gate.wait()
+
+    async with running(reconcile, workers=1) as queue:
+        queue.add("a")
+        await until(lambda: done)
+        for key in ("b", "c", "d"):
+            queue.add(key)
+        queue.add("a", urgent=True)
+        queue.add_later("e", 0.02, urgent=True)
+        queue.add_later("d", 5.0, urgent=True)
+        await until(lambda: len(queue) == 4)
+        gate.set()
+        await until(lambda: len(done) == 6)
+    # "a" is put in again when it ends, behind those that were urgent before.
+    assert ["a", "d", "e", "a", "b", "c"] == done
+
+
+async def test_debounce_gathers_for_longer_while_calls_keep_coming() -> None:
+    fired: list[float] = []
+    clock = asyncio.get_running_loop().time
+    debounce = Debounce(lambda: fired.append(clock()), 0.02, most_seconds=0.3, clock=clock)
+    began = clock()
+    while len(fired) < 5:
+        debounce()
+        await asyncio.sleep(0.001)
+    waits = [after - before for before, after in itertools.pairwise([began, *fired])]
+    least = (0.02, 0.04, 0.08, 0.16, 0.3)
+    assert [True] * 5 == [wait >= wanted for wait, wanted in zip(waits, least, strict=True)]
+    await asyncio.sleep(0.4)
+    began = clock()
+    debounce()
+    await until(lambda: len(fired) == 6)
+    # It was still for long enough: as at first.
+    assert fired[-1] - began < 0.25

@@ -10,7 +10,7 @@ import structlog
 from pointsman_api.route_config import (
     IncompleteRouteConfigError,
     RouteConfigError,
-    read_route_config,
+    read_config,
 )
 from pointsman_api.route_table import RouteTable
 
@@ -25,10 +25,13 @@ class RouteTables:
         clock: seconds; monotonic.
     """
 
-    def __init__(self, put: Callable[[RouteTable], None], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, put: Callable[[RouteTable, str], None], *, clock: Callable[[], float]
+    ) -> None:
         self._put = put
         self._clock = clock
         self._table: RouteTable | None = None
+        self._config_hash = ""
         self._stale_since: float | None = None
         self._told = ""
         self.problem = ""
@@ -53,10 +56,10 @@ class RouteTables:
             Whether it was put in force now.
         """
         try:
-            table = read_route_config(config_maps)
-            changed = table != self._table
+            config = read_config(config_maps)
+            changed = config.table != self._table or config.config_hash != self._config_hash
             if changed:
-                self._put(table)
+                self._put(config.table, config.config_hash)
         except IncompleteRouteConfigError as error:
             self._keep(str(error))
             return False
@@ -66,7 +69,7 @@ class RouteTables:
             self._keep(str(error))
             self.tell()
             return False
-        self._table = table
+        self._table, self._config_hash = config.table, config.config_hash
         if self._told:
             log.info("the route table is good again")
         self.problem = self._told = ""

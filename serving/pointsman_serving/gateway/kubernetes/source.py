@@ -24,8 +24,10 @@ from pointsman_api.route_table import BackendType, PoolEntry, RouteTable
 from pointsman_kube.client import Kube
 from pointsman_kube.kinds import CONFIG_MAP, ENDPOINT_SLICE, SECRET
 from pointsman_kube.mirror import Key, Mirror
+from pointsman_serving.gateway.credentials import CredentialError
 from pointsman_serving.gateway.discovery import Publish
 from pointsman_serving.gateway.kubernetes.addresses import ready_addresses
+from pointsman_serving.gateway.kubernetes.kept import KeptReplicas
 from pointsman_serving.gateway.kubernetes.routes import RouteTables
 from pointsman_serving.gateway.kubernetes.secrets import GatewaySecret
 from pointsman_serving.gateway.kubernetes.watch_metrics import (
@@ -49,8 +51,9 @@ _PATIENCE_SECONDS = 5.0
 class KubernetesSource:
     """Everything that a gateway needs, from its own namespace. Implements ``ReplicaSource``.
 
-    While the API server is away all stays as it was. Nothing is in force, and the gateway is not
-    ready, until ConfigMaps, slices and Secret have been read once.
+    While the API server is away all stays as it was, and so do the replicas of a pool that has
+    lost all its slices, as long as they answer: see :mod:`.kept`. Nothing is in force, and the
+    gateway is not ready, until ConfigMaps, slices and Secret have been read once.
 
     Args:
         gateway: whose route table is set.
@@ -77,6 +80,7 @@ class KubernetesSource:
         self._routes_changed = self._secret_changed = False
         self._changed_pools: set[str] = set()
         self._withheld: set[str] = set()
+        self._kept = KeptReplicas(self._look_at, clock=clock)
         self._routes = RouteTables(gateway.set_table, clock=clock)
         name = gateway.settings.name
         self._config_maps = Mirror(
@@ -114,6 +118,7 @@ class KubernetesSource:
         async with asyncio.TaskGroup() as group:
             for mirror in self._mirrors:
                 group.create_task(mirror.run())
+            group.create_task(self._kept.run())
             for mirror in self._mirrors:
                 await mirror.answered()
             self._begun = True
@@ -122,14 +127,16 @@ class KubernetesSource:
 
     def reading(self) -> ControlReading:
         """What is measured at a scrape."""
-        age_seconds = max(self._routes.stale_seconds, self._config_maps.age_seconds)
+        age_seconds = max(self._routes.stale_seconds, self._config_maps.stale_seconds)
         calls = self._kube.calls
         return ControlReading(
             table_age_seconds=age_seconds if self._routes.taken else None,
             tables_refused=self._routes.refused,
+            replicas_kept=len(self._kept),
             watches={
                 mirror.kind.resource: WatchReading(
                     silence_seconds=mirror.age_seconds,
+                    refused=bool(mirror.refused),
                     objects=len(mirror),
                     lists=calls["list", mirror.kind.resource],
                     watches=calls["watch", mirror.kind.resource],
@@ -145,6 +152,9 @@ class KubernetesSource:
         self._schedule()
 
     def _on_slice(self, _key: Key, old: Object | None, new: Object | None) -> None:
+        if old is not None and new is None:
+            for name, endpoints in decode_slices([old]).items():
+                self._kept.slice_deleted(name, endpoints)
         for item in (old, new):
             if item is not None:
                 self._changed_pools.update(_pools_of(item))
@@ -155,6 +165,10 @@ class KubernetesSource:
             log.error("the gateway's Secret is gone; its last content stays", secret="/".join(key))
             return
         self._secret_changed = True
+        self._schedule()
+
+    def _look_at(self, pool: str) -> None:
+        self._changed_pools.add(pool)
         self._schedule()
 
     def _schedule(self) -> None:
@@ -187,8 +201,8 @@ class KubernetesSource:
                 )
                 return
         self._gateway.plane.refresh_credentials()
-        # Replicas that were withheld for the lack of a token.
-        self._changed_pools.update(self._withheld)
+        # Replicas that were withheld for the lack of a token, or are kept for theirs.
+        self._changed_pools.update(self._withheld, self._kept.pools)
 
     def _take_routes(self) -> None:
         if not self._routes_changed:
@@ -207,6 +221,7 @@ class KubernetesSource:
         changed, self._changed_pools = self._changed_pools, set()
         pools = self._gateway.plane.table.pools
         self._withheld &= pools.keys()
+        self._kept.retain(pools)
         for name in changed & pools.keys():
             try:
                 self._publish_pool(pools[name])
@@ -220,6 +235,12 @@ class KubernetesSource:
         if pool.backend is BackendType.EXTERNAL:
             return
         found = decode_slices(self._slices.find(_POOLS, pool.name)).get(pool.name)
+        token = self._token(pool)
+        told = found is not None
+        if found is None:
+            found = self._kept.untold(pool.name, token)
+        else:
+            self._kept.told(pool.name, found, token)
         addresses = ready_addresses(pool, found)
         if addresses and pool.backend is BackendType.RAY_SERVE and not self._has_token(pool):
             if pool.name not in self._withheld:
@@ -231,7 +252,16 @@ class KubernetesSource:
             addresses = ()
         else:
             self._withheld.discard(pool.name)
+        if found is not None and not told:
+            self._kept.use(pool.name, addresses)
         self._publish(pool.name, addresses)
+
+    def _token(self, pool: PoolEntry) -> str | None:
+        try:
+            return self._secret.token(pool)
+        except CredentialError:
+            # Said when the token is put in force.
+            return None
 
     def _has_token(self, pool: PoolEntry) -> bool:
         return self._gateway.plane.has_token(pool.name)

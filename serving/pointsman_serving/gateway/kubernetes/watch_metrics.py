@@ -15,6 +15,8 @@ class WatchReading:
 
     silence_seconds: float
     """Since the server last said anything; it does so about once a minute."""
+    refused: bool
+    """It answers, but does not give the objects."""
     objects: int
     """How many are held."""
     lists: int
@@ -31,6 +33,8 @@ class ControlReading:
     """Since the table in force was last known to be the newest; None: there is none yet."""
     tables_refused: int
     """Route tables that came and could not be taken."""
+    replicas_kept: int
+    """Replicas in use that no EndpointSlice names any more."""
     watches: Mapping[str, WatchReading]
     """By resource."""
 
@@ -46,6 +50,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[WatchReading], int]], ...] = (
 _GAUGES: tuple[tuple[str, str, Callable[[WatchReading], float]], ...] = (
     ("silence_seconds", "Since the API server last said anything.", lambda w: w.silence_seconds),
     ("objects", "Objects that are held.", lambda w: w.objects),
+    ("refused", "1 while the API server answers but refuses them.", lambda w: w.refused),
 )
 
 
@@ -68,6 +73,11 @@ class WatchMetrics(Collector):
             "pointsman_gateway_route_tables_refused",
             "Route tables that came and could not be taken; the one before stays in force.",
             value=reading.tables_refused,
+        )
+        yield GaugeMetricFamily(
+            "pointsman_gateway_replicas_kept",
+            "Replicas that are used though no EndpointSlice names them any more.",
+            value=reading.replicas_kept,
         )
         for name, text, value in _GAUGES:
             gauge = GaugeMetricFamily(f"pointsman_gateway_watch_{name}", text, labels=["resource"])

@@ -12,10 +12,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 API_PROGRAMS := etcd kube-apiserver kube-controller-manager kubectl helm
 PYTEST_ARGS ?=
+# Tests that start no Ray and no model run beside each other.
+PYTEST_WORKERS ?= 2
 PAINS_ARGS ?=
 E2E_ARGS ?=
 CHAOS_ARGS ?=
 SOAK_ARGS ?=
+
+PYTEST_FAST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+# 5: no test was selected, which one of two runs may say.
+PYTEST_RESULT = test $(1) -eq 0 -a $(2) -eq 0 -o $(1) -eq 0 -a $(2) -eq 5 -o $(1) -eq 5 -a $(2) -eq 0
 
 .PHONY: help
 help: ## List the targets
@@ -53,12 +59,14 @@ demo: ## Start the quickstart and ask it three things; DEMO_ONCE=1 stops by itse
 .PHONY: test
 test: install ## Run every test but `make e2e`, the real Ray Serve and vLLM included
 	@$(BIN)/python -m tests.cluster.binaries $(API_PROGRAMS) > /dev/null
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(call PYTEST_FAST) && fast=0 || fast=$$?; \
+	  $(BIN)/python -m pytest -m slow $(PYTEST_ARGS) && slow=0 || slow=$$?; \
+	  $(call PYTEST_RESULT,$$fast,$$slow)
 
 .PHONY: test-fast
 test-fast: install ## Run the tests that need no Ray and no model
 	@$(BIN)/python -m tests.cluster.binaries $(API_PROGRAMS) > /dev/null
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(call PYTEST_FAST)
 
 .PHONY: e2e
 e2e: install ## Pods that really run: Kubernetes, KubeRay, the chart, real vLLM (root on Linux, 20 minutes)
@@ -101,7 +109,7 @@ check: install ## Linters, types, layers, drift of CRDs and locks
 .PHONY: benchmark
 benchmark: install ## Routing against a random choice of replica, and the cost of a decision
 	@$(BIN)/pointsman model import smollm2
-	@$(BIN)/python benchmarks/decision_cost.py --out benchmarks/results/decision_cost.json
+	@$(BIN)/python benchmarks/decision.py --json benchmarks/results/decision.json
 	@$(BIN)/python benchmarks/prefix_affinity.py
 
 .PHONY: format

@@ -197,7 +197,7 @@ async def test_a_second_cluster_takes_over_when_a_restarted_operator_finds_the_s
     ray = await stage.play_ray()
     operator = await stage.operator()
     await operator.until_leading()
-    await stage.apply(pool_document("chat", replicas=1))
+    await stage.apply(pool_document("chat", replicas=1, rollout={"drainTimeout": "1s"}))
     await stage.until_ready(MODEL_POOL, "chat")
     first = set(ray.replicas(stage.namespace, "chat"))
     before = await stage.get(SECRET, "chat-access")

@@ -1,4 +1,4 @@
-"""``python -m tests.cluster.node up|down|status``: a cluster by hand."""
+"""``python -m tests.cluster.node check|up|down|status``: a cluster by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from tests.cluster.node import recipes
+from tests.cluster.node import host, recipes
 from tests.cluster.node.cluster import DEFAULT_NAME, NodeCluster, remove
 from tests.cluster.node.layout import Layout
 from tests.cluster.node.phases import Phases
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         epilog="kubectl takes its arguments after --",
     )
-    parser.add_argument("command", choices=["up", "down", "status", "shell", "kubectl"])
+    parser.add_argument("command", choices=["check", "up", "down", "status", "shell", "kubectl"])
     parser.add_argument("--name", default=DEFAULT_NAME)
     parser.add_argument("--keep", action="store_true", help="stay up when this program ends")
     split = arguments.index("--") if "--" in arguments else len(arguments)
@@ -37,6 +37,9 @@ def main(arguments: list[str]) -> int:
 def _run(given: argparse.Namespace) -> int:
     layout = Layout.named(given.name)
     match given.command:
+        case "check":
+            host.require()
+            print("a node can run here")
         case "up":
             _up(given)
         case "down":

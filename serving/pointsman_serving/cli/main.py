@@ -8,7 +8,7 @@ from importlib.metadata import version as package_version
 
 import typer
 
-from pointsman_serving.cli import engine, explain, gateway, model, up, validate
+from pointsman_serving.cli import engine, explain, gateway, model, quality, simulate, up, validate
 from pointsman_serving.cli.errors import shown_errors
 
 app = typer.Typer(
@@ -22,8 +22,10 @@ app.command()(up.up)
 app.command()(gateway.gateway)
 app.command()(validate.validate)
 app.command()(explain.explain)
+app.command()(simulate.simulate)
 app.add_typer(model.app, name="model")
 app.add_typer(engine.app, name="engine")
+app.add_typer(quality.app, name="quality")
 
 
 @app.command()

@@ -8,15 +8,13 @@ together with all before it and the longest held prefix is found by bisection.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from pointsman_serving.routing.blocks import Blocks
     from pointsman_serving.routing.kv.held import HeldBlocks
     from pointsman_serving.routing.kv.token_chains import KnownChain
-    from pointsman_serving.routing.types import PrefixBlock
 
 ASSUMED_CAPACITY_BYTES: Final = 2_000_000
 """Half a million tokens of text; misses teach less, hits beyond belief teach more."""
@@ -31,6 +29,12 @@ _CONFIDENCE_MEMORY: Final = 16.0
 _KEPT: Final = 0.5
 """A prefix of which less than this share is found was not there."""
 _SURPRISES_UNTIL_CLEARED: Final = 3
+_SLACK: Final = 1_024
+
+
+FirstBlocks = dict[int, int]
+"""How often each first block is held: once for every replica that has computed it, and once for
+every one that is being sent it."""
 
 
 class Belief(NamedTuple):
@@ -52,10 +56,14 @@ class CacheEstimate:
     Args:
         max_blocks: bound of the computed blocks; those in flight are bounded by the requests
             in flight.
+        firsts: where it is counted which first blocks are held; shared by the replicas of a
+            pool, so that one look tells whether any of them holds a prompt at all.
     """
 
     __slots__ = (
         "_blocks",
+        "_chained",
+        "_chains",
         "_confidence_weight",
         "_in_flight",
         "_inserted_bytes",
@@ -64,12 +72,16 @@ class CacheEstimate:
         "capacity_bytes",
         "confidence",
         "epoch",
+        "firsts",
         "held",
         "max_blocks",
         "predicted_tokens",
     )
 
-    def __init__(self, *, max_blocks: int = MAX_BLOCKS_PER_REPLICA) -> None:
+    def __init__(
+        self, *, max_blocks: int = MAX_BLOCKS_PER_REPLICA, firsts: FirstBlocks | None = None
+    ) -> None:
+        self.firsts: FirstBlocks = {} if firsts is None else firsts
         self.max_blocks = max_blocks
         self.capacity_bytes = ASSUMED_CAPACITY_BYTES
         self.confidence = 1.0
@@ -83,8 +95,14 @@ class CacheEstimate:
         self._confidence_weight = 0.0
         self._surprises = 0
         self._inserted_bytes = 0
-        self._blocks: OrderedDict[int, int] = OrderedDict()
-        self._in_flight: dict[int, int] = {}
+        # Integers alone, so that the garbage collector has nothing to walk over.
+        self._blocks: dict[int, int] = {}
+        """The computed ones, and when each was used last: what had been inserted by then."""
+        self._chains: deque[tuple[int, tuple[int, ...]]] = deque()
+        """The prompts by last use. Of a block that was used again since, the later one counts."""
+        self._chained = 0
+        """Blocks of all of these."""
+        self._in_flight: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -94,27 +112,29 @@ class CacheEstimate:
         """Distinct blocks that were sent and not yet computed."""
         return len(self._in_flight)
 
-    def cached_bytes(self, blocks: Sequence[PrefixBlock]) -> int:
+    def cached_bytes(self, blocks: Blocks) -> int:
         """Bytes of the longest prefix held, blocks in flight included."""
         computed = self._blocks
         in_flight = self._in_flight
-        if not blocks:
+        hashes = blocks.hashes
+        if not hashes or (hashes[0] not in computed and hashes[0] not in in_flight):
             return 0
-        first = blocks[0][0]
-        if first not in computed and first not in in_flight:
-            return 0
-        low, high = 0, len(blocks)
+        low, high = 0, len(hashes)
         while high - low > 1:
             middle = (low + high) // 2
-            block = blocks[middle][0]
+            block = hashes[middle]
             if block in computed or block in in_flight:
                 low = middle
             else:
                 high = middle
-        return blocks[low][1]
+        return blocks.ends[low]
+
+    def holds(self, block: int) -> bool:
+        """Whether a block is held, and so all before it, computed or in flight."""
+        return block in self._blocks or block in self._in_flight
 
     def exact_tokens(
-        self, blocks: Sequence[PrefixBlock], chain: KnownChain | None, tokens_per_byte: float
+        self, blocks: Blocks, chain: KnownChain | None, tokens_per_byte: float
     ) -> float | None:
         """Tokens of a prompt that are cached, as the engine tells, or are being computed.
 
@@ -147,52 +167,50 @@ class CacheEstimate:
             return max(told, share * known)
         return told
 
-    def _in_flight_bytes(self, blocks: Sequence[PrefixBlock]) -> int:
+    def _in_flight_bytes(self, blocks: Blocks) -> int:
         in_flight = self._in_flight
         return next((end for block, end in reversed(blocks) if block in in_flight), 0)
 
-    def begin(self, blocks: Sequence[PrefixBlock]) -> Belief:
-        """Note that a prompt was sent; returns what was believed of it just before."""
+    def begin(self, blocks: Blocks) -> Belief:
+        """Note that a prompt is being sent; returns what was believed of it before."""
         held = self.cached_bytes(blocks)
-        deepest = -1
-        low, high = -1, len(blocks)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if blocks[middle][0] in self._blocks:
-                low = deepest = middle
-            else:
-                high = middle
-        age = 0
-        if deepest >= 0:
-            age = self._inserted_bytes - self._blocks[blocks[deepest][0]]
-        in_flight = self._in_flight
-        for block, _ in blocks:
-            in_flight[block] = in_flight.get(block, 0) + 1
-        return Belief(held, blocks[deepest][1] if deepest >= 0 else 0, age, self.epoch)
+        hashes = blocks.hashes
+        deepest = self._deepest_computed(hashes) if held else -1
+        if hashes and hashes[0] not in self._in_flight:
+            self._count_first(hashes[0], 1)
+        self._in_flight.update(hashes)
+        if deepest < 0:
+            return Belief(held, 0, 0, self.epoch)
+        age = self._inserted_bytes - self._blocks[hashes[deepest]]
+        return Belief(held, blocks.ends[deepest], age, self.epoch)
 
-    def confirm(self, blocks: Sequence[PrefixBlock], belief: Belief) -> None:
+    def confirm(self, blocks: Blocks, belief: Belief) -> None:
         """Note that a prompt's first token came: its blocks are computed."""
-        if belief.epoch != self.epoch:
+        hashes = blocks.hashes
+        if belief.epoch != self.epoch or not hashes:
             return
-        self._leave(blocks)
+        self._leave(hashes)
         computed = self._blocks
-        new_bytes = 0
-        previous = 0
-        for block, end in blocks:
-            if block not in computed:
-                new_bytes += end - previous
-            previous = end
-        self._inserted_bytes += new_bytes
+        ends = blocks.ends
+        count = len(hashes)
+        deepest = self._deepest_computed(hashes)
+        known_bytes = 0
+        if deepest >= 0:
+            known_bytes = ends[deepest]
+        else:
+            self._count_first(hashes[0], 1)
+        # At least one, so that no two prompts have the same stamp.
+        self._inserted_bytes += max(1, ends[count - 1] - known_bytes)
         stamp = self._inserted_bytes
-        for block, _ in reversed(blocks):
-            computed[block] = stamp
-            computed.move_to_end(block)
+        computed.update(dict.fromkeys(hashes, stamp))
+        self._chains.append((stamp, hashes))
+        self._chained += count
         self._evict()
 
-    def abandon(self, blocks: Sequence[PrefixBlock], belief: Belief) -> None:
+    def abandon(self, blocks: Blocks, belief: Belief) -> None:
         """Note that a prompt ended before its first token: nothing was computed."""
         if belief.epoch == self.epoch:
-            self._leave(blocks)
+            self._leave(blocks.hashes)
 
     def learn(self, belief: Belief, predicted_tokens: float, actual_tokens: int) -> None:
         """Compare a prediction (before scaling by ``confidence``) with the engine's count.
@@ -225,7 +243,12 @@ class CacheEstimate:
 
     def clear(self) -> None:
         """Believe nothing any more: the replica lost its cache."""
+        for block in (*self._blocks, *self._in_flight):
+            if block in self.firsts:
+                self._count_first(block, -1)
         self._blocks.clear()
+        self._chains.clear()
+        self._chained = 0
         self._in_flight.clear()
         self._surprises = 0
         self.epoch += 1
@@ -241,19 +264,68 @@ class CacheEstimate:
         self._evict()
         return True
 
-    def _leave(self, blocks: Sequence[PrefixBlock]) -> None:
+    def _deepest_computed(self, hashes: tuple[int, ...]) -> int:
+        """Index of the last block of the longest prefix that was computed; -1: none was."""
+        computed = self._blocks
+        if not hashes or hashes[0] not in computed:
+            return -1
+        low, high = 0, len(hashes)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if hashes[middle] in computed:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _leave(self, hashes: tuple[int, ...]) -> None:
         in_flight = self._in_flight
-        for block, _ in blocks:
-            count = in_flight.get(block, 0)
+        for block in hashes:
+            count = in_flight[block]
             if count > 1:
                 in_flight[block] = count - 1
             else:
                 in_flight.pop(block, None)
+        if hashes and hashes[0] not in in_flight:
+            self._count_first(hashes[0], -1)
+
+    def _count_first(self, block: int, change: int) -> None:
+        firsts = self.firsts
+        count = firsts.get(block, 0) + change
+        if count > 0:
+            firsts[block] = count
+        else:
+            firsts.pop(block, None)
 
     def _evict(self) -> None:
+        """Let go of the chains that were used last longest ago, each from its deepest block."""
+        chains = self._chains
         computed = self._blocks
-        while len(computed) > self.max_blocks:
-            computed.popitem(last=False)
         oldest = self._inserted_bytes - self.capacity_bytes
-        while computed and next(iter(computed.values())) < oldest:
-            computed.popitem(last=False)
+        excess = len(computed) - self.max_blocks
+        while chains and (excess > 0 or chains[0][0] < oldest):
+            stamp, hashes = chains.popleft()
+            left = len(hashes)
+            while left and (excess > 0 or stamp < oldest):
+                left -= 1
+                block = hashes[left]
+                if computed.get(block) == stamp:
+                    del computed[block]
+                    excess -= 1
+                    if not left:
+                        self._count_first(block, -1)
+            self._chained -= len(hashes) - left
+            if left:
+                chains.appendleft((stamp, hashes[:left]))
+        if self._chained > 2 * len(computed) + _SLACK:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Forget of every prompt the blocks that were used again since."""
+        computed = self._blocks
+        kept = (
+            (stamp, tuple(block for block in hashes if computed.get(block) == stamp))
+            for stamp, hashes in self._chains
+        )
+        self._chains = deque(chain for chain in kept if chain[1])
+        self._chained = sum(len(hashes) for _, hashes in self._chains)

@@ -2,14 +2,13 @@
 
 Up to 32 live replicas all are scored. Beyond that the cost of a decision must not grow: where
 the conversation was answered last, who got the prefix lately, each pool's ring candidates, and
-the least loaded of a sample.
+the least busy.
 """
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING, Final
-
-from xxhash import xxh3_64_intdigest
 
 from pointsman_serving.routing.holders import prefix_key
 from pointsman_serving.routing.types import Prompt, RejectReason, ReplicaKey
@@ -25,7 +24,6 @@ SCORE_ALL_UP_TO: Final = 32
 SCORED_BEYOND: Final = 16
 
 _RING_SHARE: Final = 12
-_SAMPLE: Final = 16
 
 
 def ring_names(pool: PoolState, prompt: Prompt) -> tuple[str, ...]:
@@ -51,54 +49,55 @@ def rejection(
     return None
 
 
+def likely_keys(
+    pool: str, ring: Sequence[str], stay: Stay | None, holders: Sequence[ReplicaKey]
+) -> list[str]:
+    """Names of a pool's replicas that may hold a prompt: the likeliest first, each once."""
+    names = [stay.replica] if stay is not None and stay.pool == pool else []
+    names += [key.replica for key in holders if key.pool == pool]
+    names += ring
+    return list(dict.fromkeys(names))
+
+
 def select(
     pools: Sequence[PoolState],
-    rings: Sequence[tuple[str, ...]],
+    prompt: Prompt,
     *,
     stay: Stay | None,
     holders: Sequence[ReplicaKey],
+    also: ReplicaKey | None,
     exclude: Container[ReplicaKey],
-    request_id: str,
-    seed: int,
+    score_all_up_to: int,
     now: float,
 ) -> Sequence[Sequence[ReplicaState]]:
     """The replicas to look at, by pool.
 
     Args:
-        pools: the pools that may be chosen, and for each the names that its rings propose.
+        pools: the pools that may be chosen.
         stay: where the conversation was answered last.
         holders: the replicas that got the prefix lately.
-        request_id, seed: decide which replicas the sample holds.
+        also: one that is looked at in any case.
     """
     live = 0
     for pool in pools:
         live += len(pool.states)
-    if live <= SCORE_ALL_UP_TO:
+    if live <= score_all_up_to:
         return [pool.states for pool in pools]
     picked: dict[ReplicaKey, ReplicaState] = {}
-    for pool, names in zip(pools, rings, strict=True):
+    for pool in pools:
+        if also is not None:
+            _pick(picked, pool.replicas.get(also), exclude, now)
+    for pool in pools:
         share = max(1, _RING_SHARE // len(pools))
-        known = [ReplicaKey(stay.pool, stay.replica)] if stay is not None else []
-        known += holders
-        likely = [key for key in known if key.pool == pool.name]
-        likely += [ReplicaKey(pool.name, name) for name in names]
-        for key in likely[:share]:
-            _pick(picked, pool.replicas.get(key), exclude, now)
-            if len(picked) >= SCORED_BEYOND:
-                break
-    sample: dict[ReplicaKey, ReplicaState] = {}
-    draw = xxh3_64_intdigest(request_id.encode("utf-8", "surrogatepass"), seed)
-    for _ in range(_SAMPLE):
-        draw = (draw * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
-        _pick(sample, _nth(pools, (draw >> 33) % live), exclude, now)
-    if not picked and not sample:
-        for pool in pools:
-            for state in pool.states:
-                _pick(sample, state, exclude, now)
-    for state in sorted(sample.values(), key=_load):
+        names = likely_keys(pool.name, ring_names(pool, prompt), stay, holders)
+        for name in names[:share]:
+            if len(picked) < SCORED_BEYOND:
+                _pick(picked, pool.replicas.get(ReplicaKey(pool.name, name)), exclude, now)
+    # Of each pool the first, then the second, and so on: the least busy of all.
+    for _, state in heapq.merge(*(pool.lineup.in_order() for pool in pools), key=_level):
         if len(picked) >= SCORED_BEYOND:
             break
-        picked.setdefault(state.key, state)
+        _pick(picked, state, exclude, now)
     if not picked:
         # Nothing is free: full ones say that waiting helps, else the first to be tried again.
         tried = (state for pool in pools for state in pool.states if state.key not in exclude)
@@ -120,14 +119,5 @@ def _pick(
         picked[state.key] = state
 
 
-def _nth(pools: Sequence[PoolState], index: int) -> ReplicaState | None:
-    for pool in pools:
-        if index < len(pool.states):
-            return pool.states[index]
-        index -= len(pool.states)
-    return None
-
-
-def _load(state: ReplicaState) -> tuple[float, float, ReplicaKey]:
-    load = state.load
-    return load.in_flight / state.slots, load.pending_tokens, state.key
+def _level(place: tuple[int, ReplicaState]) -> int:
+    return place[0]

@@ -10,7 +10,7 @@ from xxhash import xxh3_64_intdigest
 from pointsman_api.route_table import OverloadAction, Route, RouteTable, Rule
 from pointsman_serving.routing import reasons
 from pointsman_serving.routing.breaker import BreakerState
-from pointsman_serving.routing.candidates import rejection, ring_names, select
+from pointsman_serving.routing.candidates import SCORE_ALL_UP_TO, rejection, ring_names, select
 from pointsman_serving.routing.objective import PoolTerms, Scored
 from pointsman_serving.routing.quality import prior_quality
 from pointsman_serving.routing.types import (
@@ -52,6 +52,9 @@ class Question:
     exclude: Container[ReplicaKey]
     seed: int
     now: float
+    also: ReplicaKey | None = None
+    """The quick choice: it is looked at in any case, and stands where not all are."""
+    score_all_up_to: int = SCORE_ALL_UP_TO
     careful: bool = False
     """The client is in the middle of its answer: it is not what a replica is tried with."""
     ttft_seconds_left: float = _FOREVER
@@ -85,9 +88,9 @@ def choose(question: Question, pools: Mapping[str, PoolState], *, explain: bool)
     field = _score(question)
     if not field.scored:
         return _without_choice(question, pools, field, explain=explain)
-    best = field.scored[0]
-    if len(field.scored) > 1:
-        best = _best(question, field.scored)
+    best = _chosen_before(question, field.scored)
+    if best is None:
+        best = best_of(field.scored, question.request.prompt.root ^ question.seed)
     if not best.meets_slo and _gives_up(question, field.scored):
         soonest = min(field.scored, key=lambda each: each.ttft_seconds)
         waited = question.waited_seconds
@@ -126,24 +129,24 @@ def _score(question: Question) -> _Field:
     for pool in states:
         if pool.warming:
             pool.warm(now)
-    rings = [ring_names(pool, question.request.prompt) for pool in states]
     chosen = select(
         states,
-        rings,
+        question.request.prompt,
         stay=question.stay,
         holders=question.holders,
         exclude=exclude,
-        request_id=question.request.request_id,
-        seed=question.seed,
+        also=question.also,
+        score_all_up_to=question.score_all_up_to,
         now=now,
     )
     scored: list[Scored] = []
     rejected: list[tuple[PoolTerms, ReplicaState, RejectReason]] = []
-    for (target, pool), ring, replicas in zip(eligible.targets, rings, chosen, strict=True):
+    for (target, pool), replicas in zip(eligible.targets, chosen, strict=True):
         if not replicas:
             continue
+        ring = ring_names(pool, question.request.prompt)
         quality = prior_quality(target, pool.entry, question.request.task)
-        terms = _terms(question, pool, quality, ring, replicas)
+        terms = _terms(question, pool, quality, ring)
         for replica in replicas:
             why = rejection(replica, exclude, now)
             if why is None and question.careful and replica.breaker.state is not _CLOSED:
@@ -174,19 +177,11 @@ def _terms(
     pool: PoolState,
     quality: float,
     ring: tuple[str, ...],
-    replicas: Sequence[ReplicaState],
 ) -> PoolTerms:
     request = question.request
     now = question.now
-    tpot_slo = question.rule.slo.tpot_seconds
     fresh = question.stay is None and not request.prompt.continues
-    least = 0.0
-    if fresh:
-        least = replicas[0].assigned_tokens(now)
-        for replica in replicas:
-            assigned = replica.assigned_tokens(now)
-            if assigned < least:
-                least = assigned
+    tpot_slo = question.rule.slo.tpot_seconds
     return PoolTerms(
         pool=pool,
         request=request,
@@ -194,7 +189,7 @@ def _terms(
         objective=question.rule.strategy.objective,
         ring=ring,
         fresh=fresh,
-        least_assigned_tokens=least,
+        least_assigned_tokens=pool.least_assigned_tokens(now) if fresh else 0.0,
         answers=request.api is not Api.EMBEDDINGS,
         ttft_slo_seconds=question.ttft_seconds_left,
         tpot_slo_seconds=_FOREVER if tpot_slo is None else tpot_slo,
@@ -202,15 +197,29 @@ def _terms(
     )
 
 
-def _best(question: Question, scored: list[Scored]) -> Scored:
-    """Who meets the objectives, then the highest utility, then who was longest without work."""
+def _chosen_before(question: Question, scored: Sequence[Scored]) -> Scored | None:
+    """The quick choice, where it was made among more than are scored here."""
+    live = sum(len(pool.states) for _, pool in question.eligible.targets)
+    if question.also is None or live <= question.score_all_up_to:
+        return None
+    return next((each for each in scored if each.replica.key == question.also), None)
+
+
+def best_of(scored: Sequence[Scored], salt: int) -> Scored:
+    """Who meets the objectives, then the highest utility, then who was longest without work.
+
+    Args:
+        salt: orders those who are equal in all of that.
+    """
+    if len(scored) == 1:
+        return scored[0]
     best = max(scored, key=lambda each: (each.meets_slo, each.utility))
     utility = best.utility
     least = utility - _EQUAL
     ties = [each for each in scored if each.utility >= least and each.meets_slo == best.meets_slo]
     if len(ties) == 1:
         return best
-    root = (question.request.prompt.root ^ question.seed) & 0xFFFFFFFFFFFFFFFF
+    root = salt & 0xFFFFFFFFFFFFFFFF
     return min(
         ties,
         key=lambda each: (
@@ -308,6 +317,6 @@ def _candidates(
             continue
         ring = ring_names(pool, question.request.prompt)
         quality = prior_quality(target, pool.entry, question.request.task)
-        terms = _terms(question, pool, quality, ring, replicas)
+        terms = _terms(question, pool, quality, ring)
         found += [terms.score(state).candidate(why) for state in replicas]
     return tuple(found)

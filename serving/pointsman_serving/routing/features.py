@@ -36,6 +36,8 @@ _FIELDS: Final[Mapping[str, tuple[str, tuple[object, ...]]]] = {
     "suffix": ("suffix", (None, "")),
 }
 
+_NAMES: Final = frozenset(_FIELDS)
+
 _REFUSED: Final[Mapping[str, frozenset[str]]] = {
     "Transformers": frozenset(feature for feature, _ in _FIELDS.values()),
     "Simulated": frozenset(
@@ -48,6 +50,8 @@ _NONE: Final[frozenset[str]] = frozenset()
 
 def features_of(body: Mapping[str, object]) -> frozenset[str]:
     """What a decoded body asks for by its top-level fields; empty for most requests."""
+    if _NAMES.isdisjoint(body):
+        return _NONE
     found = None
     for name, value in body.items():
         known = _FIELDS.get(name)

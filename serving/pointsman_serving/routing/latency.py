@@ -34,9 +34,11 @@ TRUST_SECONDS: Final = 30.0
 class Factor:
     """How many times slower than its pool one replica is."""
 
-    __slots__ = ("_mean", "_seen_at", "_weight")
+    __slots__ = ("_mean", "_seen_at", "_weight", "usual")
 
     def __init__(self) -> None:
+        self.usual = True
+        """Whether noise explains it: it is 1 then at any time."""
         self._mean = 0.0
         self._weight = 0.0
         self._seen_at = 0.0
@@ -48,12 +50,13 @@ class Factor:
         self._weight = min(self._weight + 1.0, _FACTOR_MEMORY)
         self._mean += (ratio - self._mean) / (self._weight + _FACTOR_STRENGTH)
         self._seen_at = now
+        self.usual = -_INDIFFERENCE <= self._mean <= _INDIFFERENCE
 
     def at(self, now: float) -> float:
         """The factor to reckon with; what was not seen for long is believed less."""
-        mean = self._mean
-        if -_INDIFFERENCE <= mean <= _INDIFFERENCE:
+        if self.usual:
             return 1.0
+        mean = self._mean
         age = max(0.0, now - self._seen_at)
         mean *= 2.0 ** (-age / _FACTOR_HALF_LIFE_SECONDS)
         if mean > _INDIFFERENCE:
@@ -76,19 +79,38 @@ class PoolLatency:
             them, or for the prior where that is faster: what is thought slow is never tried.
     """
 
-    __slots__ = ("_decode", "_fleet", "_prefill", "_seen_at")
+    __slots__ = (
+        "_decode",
+        "_fleet",
+        "_prefill",
+        "_seen_at",
+        "learned_decode",
+        "learned_prefill",
+        "unusual",
+    )
 
     def __init__(self, fleet: PoolLatency | None = None) -> None:
         self._fleet = fleet
         self._prefill: Line | None = None
         self._decode: Line | None = None
+        self.learned_prefill: tuple[float, float] | None = None
+        """``prefill`` where it was learned from the pool's own answers."""
+        self.learned_decode: tuple[float, float] | None = None
+        """``decode`` where it was."""
+        self.unusual = 0
+        """Replicas that are not as fast as the pool."""
         self._seen_at = -math.inf
+
+    @property
+    def learned(self) -> bool:
+        """Whether both lines are the pool's own."""
+        return self.learned_prefill is not None and self.learned_decode is not None
 
     @property
     def prefill(self) -> tuple[float, float]:
         """Seconds to the first token, and seconds more per token to compute before it."""
-        if self._prefill is not None:
-            return self._prefill.intercept, self._prefill.slope
+        if self.learned_prefill is not None:
+            return self.learned_prefill
         if self._fleet is None:
             return PRIOR_BASE_SECONDS, PRIOR_SECONDS_PER_TOKEN
         base, per_token = self._fleet.prefill
@@ -97,8 +119,8 @@ class PoolLatency:
     @property
     def decode(self) -> tuple[float, float]:
         """Seconds per output token, and seconds more per sequence in the batch."""
-        if self._decode is not None:
-            return self._decode.intercept, self._decode.slope
+        if self.learned_decode is not None:
+            return self.learned_decode
         if self._fleet is None:
             return PRIOR_STEP_SECONDS, PRIOR_STEP_SECONDS_PER_SEQUENCE
         step, per_sequence = self._fleet.decode
@@ -133,6 +155,7 @@ class PoolLatency:
             base, per_token = self.prefill
             self._prefill = Line(intercept=base, slope=per_token, scale=256.0, reach=4096.0)
         self._prefill.learn(tokens_ahead, seconds)
+        self.learned_prefill = self._prefill.intercept, self._prefill.slope
         self._seen_at = now
         if self._fleet is not None:
             self._fleet.learn_prefill(tokens_ahead, seconds, now=now)
@@ -143,6 +166,7 @@ class PoolLatency:
             step, per_sequence = self.decode
             self._decode = Line(intercept=step, slope=per_sequence, scale=4.0, reach=64.0)
         self._decode.learn(batch, seconds_per_token)
+        self.learned_decode = self._decode.intercept, self._decode.slope
         if self._fleet is not None:
             self._fleet.learn_decode(batch, seconds_per_token)
 
@@ -158,12 +182,14 @@ class PoolLatency:
 class ReplicaLatency:
     """One replica's factors on its pool's lines."""
 
-    __slots__ = ("decode_factor", "pool", "prefill_factor")
+    __slots__ = ("decode_factor", "pool", "prefill_factor", "usual")
 
     def __init__(self, pool: PoolLatency) -> None:
         self.pool = pool
         self.prefill_factor = Factor()
         self.decode_factor = Factor()
+        self.usual = True
+        """Whether both factors are 1 at any time."""
 
     def learn_prefill(self, tokens_ahead: float, seconds: float, *, now: float) -> None:
         """Learn one time to first token.
@@ -179,6 +205,7 @@ class ReplicaLatency:
         if pool.prefill_samples >= COMPARED_SAMPLES:
             expected = max(pool.prefill_at(tokens_ahead), 1e-6)
             self.prefill_factor.learn(seconds, expected, now=now)
+            self._note_usual()
 
     def learn_decode(self, batch: float, seconds_per_token: float, *, now: float) -> None:
         """Learn one time per output token at an average batch; not positive ones are ignored."""
@@ -189,3 +216,9 @@ class ReplicaLatency:
         if pool.decode_samples >= COMPARED_SAMPLES:
             expected = max(pool.decode_at(batch), 1e-7)
             self.decode_factor.learn(seconds_per_token, expected, now=now)
+            self._note_usual()
+
+    def _note_usual(self) -> None:
+        usual = self.prefill_factor.usual and self.decode_factor.usual
+        self.pool.unusual += self.usual - usual
+        self.usual = usual

@@ -49,6 +49,7 @@ class ReplicaLoad:
         "heard_at",
         "in_flight",
         "pending_tokens",
+        "reported",
         "streaming",
     )
 
@@ -67,6 +68,8 @@ class ReplicaLoad:
         self._dispatch_times = 0.0
         self._batch_at = 0.0
         self._batch_seconds = 0.0
+        self.reported = False
+        """Whether requests that are not ours were reported, however long ago."""
         self._reported_at = 0.0
         self._reported_running = 0.0
         self._reported_waiting = 0.0
@@ -116,14 +119,16 @@ class ReplicaLoad:
         self._reported_waiting = min(max(waiting, left_waiting), others)
         self._reported_running = others - self._reported_waiting
         self._reported_at = now
+        self.reported = others > 0.0
 
     def forget_reports(self) -> None:
         """Forget what a process that is gone has reported."""
         self._reported_running = self._reported_waiting = 0.0
+        self.reported = False
 
     def others(self, now: float) -> tuple[float, float]:
         """Running and waiting requests that are not ours, as last reported and faded since."""
-        if not self._reported_running and not self._reported_waiting:
+        if not self.reported:
             return 0.0, 0.0
         share = 1.0 - (now - self._reported_at) / REPORT_FADES_SECONDS
         if share <= 0.0:

@@ -28,9 +28,9 @@ RING_TOKENS: Final = 16.0
 """Cached tokens that outweigh being a prefix's ring candidate; so gateways choose alike."""
 
 # Time keeps deciding among equals where the objective gives it no price.
-_LEAST_QUALITY_PER_SECOND: Final = 1e-9
+LEAST_QUALITY_PER_SECOND: Final = 1e-9
 # A cached prefix keeps deciding among equals where an engine's times hide its prefill.
-_LEAST_SECONDS_PER_TOKEN: Final = 2e-6
+LEAST_SECONDS_PER_TOKEN: Final = 2e-6
 
 
 class Scored:
@@ -132,33 +132,42 @@ class PoolTerms:
         now: float,
     ) -> None:
         prompt = request.prompt
-        tokens = pool.tokens
-        latency = pool.latency
-        pricing = pool.entry.pricing
         self.pool = pool
         self.quality = quality
-        overhead_tokens, per_byte = tokens.prompt
-        prompt_tokens = overhead_tokens + per_byte * prompt.total_bytes
-        self.prompt_tokens = max(1.0, prompt_tokens)
-        self.output_tokens = tokens.output_tokens(request.max_output_tokens) if answers else 0.0
-        self._steps = self.output_tokens - 1.0 if answers else 0.0
+        (
+            overhead,
+            per_byte,
+            output,
+            self._base_seconds,
+            self._seconds_per_token,
+            self._step_seconds,
+            self._seconds_per_sequence,
+            self._input_dollars,
+            self._cached_dollars,
+            output_dollars,
+        ) = pool.rates or pool.find_rates()
+        self.prompt_tokens = max(1.0, overhead + per_byte * prompt.total_bytes)
+        self._tokens_per_byte = per_byte
+        self._steps = 0.0
+        if not answers:
+            output = 0.0
+        else:
+            asked = request.max_output_tokens
+            if asked is not None:
+                output = max(1.0, min(output, asked))
+            self._steps = output - 1.0
+        self.output_tokens = output
+        self._output_dollars = output_dollars * output
         self._now = now
         self._blocks = prompt.blocks
-        self._chain = pool.chains.find(prompt) if len(pool.chains) else None
-        self._tokens_per_byte = per_byte
-        self._base_seconds, per_token = latency.prefill
-        self._seconds_per_token = max(per_token, _LEAST_SECONDS_PER_TOKEN)
-        self._step_seconds, self._seconds_per_sequence = latency.decode
+        self._chain = pool.chains.find(prompt) if pool.chains.block_tokens else None
         self._mean_uncached = pool.mean_uncached_tokens
         self._ring = ring
         self._evenness = EVENNESS if fresh else 0.0
         self._least_assigned = least_assigned_tokens
         self._ttft_slo = ttft_slo_seconds
         self._tpot_slo = tpot_slo_seconds
-        self._input_dollars = pricing.input_dollars
-        self._cached_dollars = pricing.cached_input_dollars
-        self._output_dollars = pricing.output_dollars * self.output_tokens
-        self._quality_per_second = max(objective.quality_per_second, _LEAST_QUALITY_PER_SECOND)
+        self._quality_per_second = max(objective.quality_per_second, LEAST_QUALITY_PER_SECOND)
         self._quality_per_dollar = objective.quality_per_dollar
 
     def score(self, replica: ReplicaState) -> Scored:
@@ -166,13 +175,15 @@ class PoolTerms:
         now = self._now
         load = replica.load
         latency = replica.latency
-        prefill_factor = latency.prefill_factor.at(now)
-        decode_factor = latency.decode_factor.at(now)
+        prefill_factor = decode_factor = 1.0
+        if not latency.usual:
+            prefill_factor = latency.prefill_factor.at(now)
+            decode_factor = latency.decode_factor.at(now)
         seconds_per_token = self._seconds_per_token * prefill_factor
         seconds_per_sequence = self._seconds_per_sequence * decode_factor
 
         cached = 0.0
-        if self._blocks:
+        if self._blocks.hashes:
             cache = replica.cache
             told = None
             if self._chain is not None:
@@ -188,7 +199,9 @@ class PoolTerms:
         if uncached < 1.0:
             uncached = 1.0
 
-        running, waiting = load.others(now)
+        running = waiting = 0.0
+        if load.reported:
+            running, waiting = load.others(now)
         ahead = load.pending_ahead(now, seconds_per_token) + waiting * self._mean_uncached
         busy = load.in_flight + running + waiting
         slots = replica.slots
@@ -207,7 +220,7 @@ class PoolTerms:
             preference = self._evenness * (replica.assigned_tokens(now) - self._least_assigned)
             if preference > MOST_EVENNESS_TOKENS:
                 preference = MOST_EVENNESS_TOKENS
-        if replica.key[1] not in self._ring:
+        if replica.name not in self._ring:
             preference += RING_TOKENS
 
         scored = Scored()

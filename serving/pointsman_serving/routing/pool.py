@@ -10,7 +10,9 @@ from pointsman_serving.routing.breaker import BreakerState
 from pointsman_serving.routing.features import refused_by
 from pointsman_serving.routing.kv.token_chains import TokenChains
 from pointsman_serving.routing.latency import PoolLatency
-from pointsman_serving.routing.replica import ReplicaState
+from pointsman_serving.routing.lineup import Lineup
+from pointsman_serving.routing.objective import LEAST_SECONDS_PER_TOKEN
+from pointsman_serving.routing.replica import HOUR_SECONDS, ReplicaState, faded
 from pointsman_serving.routing.ring import DualRing
 from pointsman_serving.routing.slow_start import SLOW_START_SECONDS
 from pointsman_serving.routing.tokens import TokenModel
@@ -19,8 +21,16 @@ from pointsman_serving.routing.types import Api, ReplicaAddress, ReplicaKey
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pointsman_serving.routing.cache import FirstBlocks
+
 _WITHOUT_EMBEDDINGS: Final = frozenset({"Transformers", "Simulated"})
 _MEAN_SHARE: Final = 0.05
+
+
+Rates = tuple[float, float, float, float, float, float, float, float, float, float]
+"""Tokens of the template and per byte, tokens of an answer, seconds to the first token and more
+per token, seconds per output token and more per sequence, dollars per token: fresh, cached, output.
+"""
 
 
 class FleetModels:
@@ -50,9 +60,15 @@ class PoolState:
         "ejections",
         "entry",
         "estimated",
+        "even_hour",
         "exact",
+        "firsts",
         "latency",
+        "least_even",
+        "lineup",
         "mean_uncached_tokens",
+        "named",
+        "rates",
         "replicas",
         "restarts",
         "ring",
@@ -75,6 +91,8 @@ class PoolState:
         self._slow_start_seconds = slow_start_seconds
         self.latency = PoolLatency(fleet.latency)
         self.tokens = TokenModel(fleet.tokens)
+        self.firsts: FirstBlocks = {}
+        """Which first blocks any replica is believed to hold."""
         self.chains = TokenChains()
         """The prompts whose tokens are known, where the engines tell what they hold."""
         self.exact = Accuracy()
@@ -85,11 +103,20 @@ class PoolState:
         """Of the requests sent lately."""
         self.ring = DualRing(seed=seed)
         self.replicas: dict[ReplicaKey, ReplicaState] = {}
+        self.named: dict[str, ReplicaState] = {}
+        """The same, by name alone."""
         self.states: tuple[ReplicaState, ...] = ()
         """The same, as a sequence."""
         self._draining: dict[ReplicaKey, ReplicaState] = {}
         self.warming: dict[ReplicaKey, ReplicaState] = {}
         """Those that get their slots by and by."""
+        self.even_hour = 0
+        """The hour by which the replicas' ``even_tokens`` are told."""
+        self.least_even: float | None = None
+        """The least of these; None: see ``find_least_even``."""
+        self.lineup = Lineup()
+        self.rates: Rates | None = None
+        """What was learned and what is paid; None: see ``find_rates``."""
         self.ejections = 0
         self.restarts = 0
         """How often another process answered under the name of a replica."""
@@ -162,7 +189,12 @@ class PoolState:
             state = known.get(key) or self._draining.pop(key, None)
             if state is None:
                 state = ReplicaState(
-                    address, latency=self.latency, tokens=self.tokens, asked=self._asked, now=now
+                    address,
+                    latency=self.latency,
+                    tokens=self.tokens,
+                    firsts=self.firsts,
+                    asked=self._asked,
+                    now=now,
                 )
                 newcomers.append(state)
                 cold.append(state)
@@ -175,9 +207,13 @@ class PoolState:
                 state.draining = True
                 if state.load.in_flight:
                     self._draining[key] = state
+                else:
+                    state.cache.clear()
         self._level(newcomers, replicas, now)
         self.replicas = replicas
         self.states = tuple(replicas.values())
+        self.named = {state.name: state for state in self.states}
+        self.set_even_hour(int(now // HOUR_SECONDS))
         self.ring.set_members(key.replica for key in replicas)
         self.warming = {key: state for key, state in self.warming.items() if key in replicas}
         for state in cold:
@@ -235,6 +271,52 @@ class PoolState:
             state.warming_since = now
             self.warming[state.key] = state
 
+    def assign(self, state: ReplicaState, tokens: float, *, number: int, now: float) -> None:
+        """Note the dispatch of that number, of so many uncached tokens, to a replica."""
+        hour = int(now // HOUR_SECONDS)
+        if hour != self.even_hour:
+            self.set_even_hour(hour)
+        if state.even_tokens == self.least_even:
+            self.least_even = None
+        state.assign(tokens, number=number, now=now)
+        self.note_uncached(tokens)
+
+    def set_even_hour(self, hour: int) -> None:
+        """Tell the replicas' ``even_tokens`` by another hour."""
+        self.even_hour = hour
+        self.least_even = None
+        for state in self.states:
+            state.set_even_hour(hour)
+        self.lineup.set(self.states)
+
+    def least_assigned_tokens(self, now: float) -> float:
+        """The least that any replica was sent lately."""
+        least = self.find_least_even() if self.least_even is None else self.least_even
+        return least * faded(self.even_hour, now)
+
+    def find_least_even(self) -> float:
+        """The least of the replicas' ``even_tokens``."""
+        self.least_even = least = self.lineup.least_even()
+        return least
+
+    def find_rates(self) -> Rates:
+        """The pool's rates; kept until the next answer where they are the pool's own."""
+        tokens, latency, pricing = self.tokens, self.latency, self.entry.pricing
+        base, per_token = latency.prefill
+        rates = (
+            *tokens.prompt,
+            tokens.mean_answer_tokens,
+            base,
+            max(per_token, LEAST_SECONDS_PER_TOKEN),
+            *latency.decode,
+            pricing.input_dollars,
+            pricing.cached_input_dollars,
+            pricing.output_dollars,
+        )
+        if tokens.learned and latency.learned:
+            self.rates = rates
+        return rates
+
     def note_uncached(self, tokens: float) -> None:
         """Learn how much prefill a request of this pool costs, on average."""
         self.mean_uncached_tokens += (tokens - self.mean_uncached_tokens) * _MEAN_SHARE
@@ -242,7 +324,7 @@ class PoolState:
     def prune(self) -> None:
         """Forget the replicas that have drained."""
         for key in [key for key, state in self._draining.items() if not state.load.in_flight]:
-            del self._draining[key]
+            self._draining.pop(key).cache.clear()
 
     def _level(
         self,

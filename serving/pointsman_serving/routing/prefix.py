@@ -9,12 +9,15 @@ a prefix of its next turn's. Blocks are short where prompts differ most and long
 from __future__ import annotations
 
 import json
-from itertools import repeat
+from bisect import bisect_right
+from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
-from pointsman_serving.routing.types import Api, PrefixBlock, Prompt
+from pointsman_serving.routing.blocks import Blocks
+from pointsman_serving.routing.types import Api, Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +34,7 @@ _UNIT: Final = "\x1f"
 _MEDIA_REPEATS: Final = 32
 # These change the rendered prompt from its first token, or whose cache it may hit.
 _SALTS: Final = ("cache_salt", "chat_template", "chat_template_kwargs", "documents")
+_SALTED_BY: Final = frozenset(_SALTS)
 
 
 def _block_ends() -> tuple[int, ...]:
@@ -47,6 +51,7 @@ def _block_ends() -> tuple[int, ...]:
 
 
 BLOCK_ENDS: Final = _block_ends()
+_SLICES: Final = tuple(slice(start, end) for start, end in pairwise((0, *BLOCK_ENDS)))
 
 
 def prompt_of(body: Mapping[str, object], api: Api, *, model: str, tenant: str) -> Prompt:
@@ -62,11 +67,10 @@ def prompt_of(body: Mapping[str, object], api: Api, *, model: str, tenant: str) 
 
     Source: DualMap's prefix keys and vLLM's chained block hashes, on bytes instead of tokens.
     """
-    salt = tenant
-    for name in _SALTS:
-        if name in body:
-            salt += _UNIT + name + _text(body[name])
-    seed = xxh3_64_intdigest(_encode(salt))
+    if _SALTED_BY.isdisjoint(body):
+        seed, root_seed = _seeds(tenant, model)
+    else:
+        seed, root_seed = _salted(body, tenant, model)
     continues = False
     if api is Api.CHAT:
         head, tail, continues = _chat(body)
@@ -75,29 +79,36 @@ def prompt_of(body: Mapping[str, object], api: Api, *, model: str, tenant: str) 
     else:
         # A completion is a conversation of its own: a shared prefix does not make it one.
         data = head_bytes = _plain(body.get("input" if api is Api.EMBEDDINGS else "prompt"))
-    root = xxh3_64_intdigest(head_bytes, xxh3_64_intdigest(_encode(model), seed))
+    total_bytes = len(data)
     return Prompt(
         blocks=_chain(data, seed),
-        total_bytes=len(data),
-        estimated_tokens=max(1, len(data) // PRIOR_BYTES_PER_TOKEN),
-        root=root,
+        total_bytes=total_bytes,
+        estimated_tokens=total_bytes // PRIOR_BYTES_PER_TOKEN or 1,
+        root=xxh3_64_intdigest(head_bytes, root_seed),
         continues=continues,
     )
 
 
-def _chain(data: bytes, seed: int) -> tuple[PrefixBlock, ...]:
+def _salted(body: Mapping[str, object], tenant: str, model: str) -> tuple[int, int]:
+    """What the blocks' and the root's hashes start from."""
+    salt = tenant
+    for name in _SALTS:
+        if name in body:
+            salt += _UNIT + name + _text(body[name])
+    seed = xxh3_64_intdigest(_encode(salt))
+    return seed, xxh3_64_intdigest(_encode(model), seed)
+
+
+@lru_cache(maxsize=1_024)
+def _seeds(tenant: str, model: str) -> tuple[int, int]:
+    """The same for nearly all requests: those that have none of the fields."""
+    return _salted({}, tenant, model)
+
+
+def _chain(data: bytes, seed: int) -> Blocks:
     """Hashes of the whole blocks; the rest behind the last one is in no cache."""
-    hashes = []
-    start = 0
-    total = len(data)
-    for end in BLOCK_ENDS:
-        if end > total:
-            break
-        seed = xxh3_64_intdigest(data[start:end], seed)
-        hashes.append(seed)
-        start = end
-    # The same as PrefixBlock(hash, end) for each pair, at half the cost.
-    return tuple(map(tuple.__new__, repeat(PrefixBlock), zip(hashes, BLOCK_ENDS, strict=False)))
+    pieces = map(data.__getitem__, _SLICES[: bisect_right(BLOCK_ENDS, len(data))])
+    return Blocks(tuple([seed := xxh3_64_intdigest(piece, seed) for piece in pieces]), BLOCK_ENDS)
 
 
 def _chat(body: Mapping[str, object]) -> tuple[str, str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from pointsman_serving.routing.breaker import Breaker
@@ -11,10 +12,14 @@ from pointsman_serving.routing.load import ReplicaLoad, dispatch_credit
 from pointsman_serving.routing.slow_start import effective_slots
 
 if TYPE_CHECKING:
+    from pointsman_serving.routing.cache import FirstBlocks
     from pointsman_serving.routing.tokens import TokenModel
     from pointsman_serving.routing.types import ReplicaAddress, ReplicaKey
 
+HOUR_SECONDS: Final = 3_600.0
 _ASSIGNED_HALF_LIFE_SECONDS: Final = 60.0
+# A clock that jumps must not overflow.
+_MOST_HALVINGS: Final = 64.0
 
 # Of a batch that decodes, tokens come many times a second.
 _SILENT_SECONDS: Final = 1.0
@@ -24,13 +29,13 @@ class ReplicaState:
     """Load, believed cache, latency and breaker of one replica; starts empty."""
 
     __slots__ = (
-        "_assigned_at",
-        "_assigned_tokens",
         "address",
         "asked",
         "breaker",
         "cache",
         "draining",
+        "even_hour",
+        "even_tokens",
         "instance",
         "key",
         "last_assigned",
@@ -38,6 +43,7 @@ class ReplicaState:
         "listed_at",
         "load",
         "most_in_flight",
+        "name",
         "slots",
         "tokens",
         "warming_since",
@@ -49,12 +55,14 @@ class ReplicaState:
         *,
         latency: PoolLatency,
         tokens: TokenModel,
+        firsts: FirstBlocks | None = None,
         asked: bool = False,
         now: float = 0.0,
     ) -> None:
         self.key: ReplicaKey = address.key
+        self.name = address.key.replica
         self.load = ReplicaLoad()
-        self.cache = CacheEstimate()
+        self.cache = CacheEstimate(firsts=firsts)
         self.latency = ReplicaLatency(latency)
         self.tokens = tokens
         """Shared by the pool."""
@@ -70,8 +78,10 @@ class ReplicaState:
         """No longer listed: it finishes what it has and gets nothing new."""
         self.last_assigned = 0
         """Number of the dispatch that went there last; 0: none did."""
-        self._assigned_tokens = 0.0
-        self._assigned_at = 0.0
+        self.even_tokens = 0.0
+        """The tokens sent there lately, as what they would have grown from at the hour's start:
+        all fade alike, so these can be compared at any time within the hour."""
+        self.even_hour = 0
         self.move_to(address)
         self.breaker = self._new_breaker()
 
@@ -118,11 +128,7 @@ class ReplicaState:
 
     def assigned_tokens(self, now: float) -> float:
         """Uncached tokens sent there lately, fading by half in a minute."""
-        tokens = self._assigned_tokens
-        age = now - self._assigned_at
-        if tokens and age > 0.0:
-            tokens *= 2.0 ** (-age / _ASSIGNED_HALF_LIFE_SECONDS)
-        return tokens
+        return self.even_tokens * faded(self.even_hour, now)
 
     def assign(self, tokens: float, *, number: int, now: float) -> None:
         """Note the dispatch of that number, of so many uncached tokens."""
@@ -131,5 +137,17 @@ class ReplicaState:
 
     def start_assigned(self, tokens: float, *, now: float) -> None:
         """Set what was sent lately: a newcomer starts at its pool's mean, or all went there."""
-        self._assigned_tokens = tokens
-        self._assigned_at = now
+        self.set_even_hour(int(now // HOUR_SECONDS))
+        self.even_tokens = tokens / faded(self.even_hour, now)
+
+    def set_even_hour(self, hour: int) -> None:
+        """Tell ``even_tokens`` by another hour."""
+        if hour != self.even_hour:
+            self.even_tokens *= faded(self.even_hour, hour * HOUR_SECONDS)
+            self.even_hour = hour
+
+
+def faded(hour: int, now: float) -> float:
+    """What is left now of a token that was sent at the beginning of an hour; above 1 before."""
+    halvings = (now - hour * HOUR_SECONDS) / _ASSIGNED_HALF_LIFE_SECONDS
+    return math.exp2(-max(halvings, -_MOST_HALVINGS))

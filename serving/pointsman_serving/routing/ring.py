@@ -6,7 +6,9 @@ next on the ring); virtual nodes as in KubeAI.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
@@ -20,12 +22,16 @@ VIRTUAL_NODES: Final = 64
 class Ring:
     """Which replica a 64-bit hash belongs to; a change moves only what it must."""
 
-    __slots__ = ("_names", "_points", "_salt")
+    __slots__ = ("_names", "_points", "_salt", "_shift", "_starts")
 
     def __init__(self, *, salt: int) -> None:
         self._salt = salt & 0xFFFFFFFFFFFFFFFF
-        self._points: list[int] = []
+        self._points = array("Q")
         self._names: list[str] = []
+        self._shift = 64
+        self._starts = array("L", (0, 0))
+        """Index of the first point whose first bits are at least so large; about one for each
+        point, so that the search is over few of them."""
 
     def set_members(self, names: Iterable[str]) -> None:
         """Rebuild the ring; the order of the names does not matter."""
@@ -34,8 +40,14 @@ class Ring:
             for name in names
             for node in range(VIRTUAL_NODES)
         )
-        self._points = [point for point, _ in nodes]
+        self._points = array("Q", [point for point, _ in nodes])
         self._names = [name for _, name in nodes]
+        bits = max(len(nodes), 1).bit_length() - 1
+        self._shift = 64 - bits
+        counts = [0] * (1 << bits)
+        for point in self._points:
+            counts[point >> self._shift] += 1
+        self._starts = array("L", accumulate(counts, initial=0))
 
     def owner(self, key: int, *, other_than: str | None = None) -> str | None:
         """The first member at or after the key, or the next distinct one; None without any."""
@@ -43,11 +55,13 @@ class Ring:
         count = len(names)
         if not count:
             return None
-        start = bisect_left(self._points, key)
-        for step in range(count):
-            name = names[(start + step) % count]
+        row = key >> self._shift
+        at = bisect_left(self._points, key, self._starts[row], self._starts[row + 1])
+        for _ in range(count):
+            name = names[at if at < count else at - count]
             if name != other_than:
                 return name
+            at += 1
         return None
 
 

@@ -7,18 +7,21 @@ always the same one. Not thread-safe: one event loop owns it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from pointsman_serving.routing.cache import MAX_BLOCKS_PER_REPLICA
+from pointsman_serving.routing.candidates import SCORE_ALL_UP_TO
 from pointsman_serving.routing.choice import Question, choose, unroutable
 from pointsman_serving.routing.holders import PrefixHolders, prefix_key
 from pointsman_serving.routing.issuing import issue
 from pointsman_serving.routing.kv.index import KvIndex
 from pointsman_serving.routing.learning import learn_from
+from pointsman_serving.routing.memory import share_memory
+from pointsman_serving.routing.plan import RulePlan, plans_of
 from pointsman_serving.routing.pool import FleetModels, PoolState
+from pointsman_serving.routing.quick import quick_decision
 from pointsman_serving.routing.slow_start import SLOW_START_SECONDS
 from pointsman_serving.routing.snapshot import SchedulerSnapshot, snapshot_of
-from pointsman_serving.routing.stickiness import Stay, Stickiness, conversation_of
+from pointsman_serving.routing.stickiness import Stickiness, conversation_of
 from pointsman_serving.routing.table import CompiledTable
 from pointsman_serving.routing.targets import eligible_targets
 from pointsman_serving.routing.ticket import Ticket, TicketPhase
@@ -36,9 +39,6 @@ if TYPE_CHECKING:
 
     from pointsman_api.route_table import Route, RouteTable, Rule
     from pointsman_serving.routing.replica import ReplicaState
-
-_BLOCKS_IN_ALL: Final = 2_000_000
-_FEWEST_BLOCKS: Final = 1_024
 
 
 class Scheduler:
@@ -69,6 +69,8 @@ class Scheduler:
         self._slow_start_seconds = slow_start_seconds
         self._table = CompiledTable(table)
         self._pools: dict[str, PoolState] = {}
+        self._plans: dict[int, RulePlan] = {}
+        """By the identity of the table's rules."""
         self._gone: dict[str, PoolState] = {}
         """Pools that are no longer in the table and still have requests."""
         self._unrouted: dict[str, tuple[ReplicaAddress, ...]] = {}
@@ -76,6 +78,8 @@ class Scheduler:
         self._holders = PrefixHolders()
         self._fleet = FleetModels()
         self._dispatched = 0
+        self.score_all_up_to = SCORE_ALL_UP_TO
+        """The size of a fleet of which every replica is looked at; see ``candidates``."""
         self.kv = KvIndex(lambda: self._pools)
         """What the engines tell of their prefix caches."""
         self._set_pools(table)
@@ -105,7 +109,7 @@ class Scheduler:
                 self._unrouted[pool] = tuple(addresses)
             return
         state.set_replicas(addresses, now=now)
-        self._share_memory()
+        share_memory(self._pools.values())
 
     def route(self, request: RouteRequest) -> tuple[Route, Rule] | None:
         """Which rule applies; None: no such model, or no rule of its route matches."""
@@ -128,41 +132,54 @@ class Scheduler:
                 as a stream that goes on must; None: by the table.
             explain: return every candidate with its terms, and the full reason.
         """
-        pool = ""
+        pool, quick = "", None
         if within is not None:
             route, rule, pool = within
         elif (found := self._table.route(request)) is not None:
             route, rule = found
         else:
             return unroutable(request, self._table.table)
-        conversation = conversation_of(request)
-        stay = self._stay(request, rule, conversation, now)
+        stay = self._stickiness.stay_of(request, rule, now=now)
+        if within is None:
+            quick = quick_decision(
+                self._plans[id(rule)],
+                route.policy,
+                self._pools,
+                request,
+                stay=stay,
+                holders=self._holders,
+                exclude=exclude,
+                score_all_up_to=self.score_all_up_to,
+                seed=self._seed,
+                now=now,
+            )
+            if quick is not None and not explain:
+                return quick
         eligible = eligible_targets(
             rule,
             self._pools,
             request,
-            conversation=conversation,
+            conversation=conversation_of(request),
             stay=stay,
             exclude=exclude,
             only=pool,
             now=now,
         )
-        return choose(
-            Question(
-                request=request,
-                route=route,
-                rule=rule,
-                eligible=eligible,
-                stay=stay,
-                holders=self._holders.find(prefix_key(request.prompt)),
-                exclude=exclude,
-                careful=within is not None,
-                seed=self._seed,
-                now=now,
-            ),
-            self._pools,
-            explain=explain,
+        question = Question(
+            request=request,
+            route=route,
+            rule=rule,
+            eligible=eligible,
+            stay=stay,
+            holders=self._holders.find(prefix_key(request.prompt)),
+            also=None if quick is None or quick.winner is None else quick.winner.key,
+            exclude=exclude,
+            careful=within is not None,
+            seed=self._seed,
+            score_all_up_to=self.score_all_up_to,
+            now=now,
         )
+        return choose(question, self._pools, explain=explain)
 
     def dispatch(self, request: RouteRequest, decision: Decision, *, now: float) -> Ticket:
         """Count a request that is being sent to the decision's winner.
@@ -182,9 +199,9 @@ class Scheduler:
             raise ValueError(f"the replica {key.pool}/{key.replica} is gone; decide again")
         self._dispatched += 1
         ticket = issue(request, replica, decision.winner, pool, now)
-        replica.assign(ticket.uncached_tokens, number=self._dispatched, now=now)
-        pool.note_uncached(ticket.uncached_tokens)
+        pool.assign(replica, ticket.uncached_tokens, number=self._dispatched, now=now)
         replica.load.dispatch(ticket, now=now)
+        pool.lineup.move(replica)
         self._holders.note(prefix_key(request.prompt), key)
         self._remember(request, key, now)
         return ticket
@@ -245,6 +262,8 @@ class Scheduler:
                 replica.cache.confirm(blocks, ticket.belief)
             if learn:
                 learn_from(ticket, usage, now=now)
+                if pool is not None:
+                    pool.rates = None
             if pool is not None:
                 pool.succeeded(replica, now=now, probe=ticket.probe, whole=True)
         else:
@@ -254,6 +273,8 @@ class Scheduler:
                 replica.breaker.gave_up(now)
         ticket.phase = TicketPhase.DONE
         replica.load.finish(ticket, now=now)
+        if pool is not None:
+            pool.lineup.move(replica)
         if replica.draining and not replica.load.in_flight and pool is not None:
             pool.prune()
             if not pool.draining:
@@ -343,6 +364,7 @@ class Scheduler:
                 )
                 state.set_replicas(self._unrouted.pop(name, ()), now=0.0)
             state.entry = entry
+            state.rates = None
             pools[name] = state
         for name, state in self._pools.items():
             if name in pools:
@@ -353,15 +375,8 @@ class Scheduler:
             if state.draining:
                 self._gone[name] = state
         self._pools = pools
-        self._share_memory()
-
-    def _share_memory(self) -> None:
-        """Bound the believed blocks of all replicas together."""
-        replicas = [state for pool in self._pools.values() for state in pool.states]
-        share = _BLOCKS_IN_ALL // max(1, len(replicas))
-        most = min(MAX_BLOCKS_PER_REPLICA, max(_FEWEST_BLOCKS, share))
-        for state in replicas:
-            state.cache.max_blocks = most
+        self._plans = plans_of(table, pools)
+        share_memory(self._pools.values())
 
     def _pool(self, key: ReplicaKey) -> PoolState | None:
         return self._pools.get(key.pool) or self._gone.get(key.pool)
@@ -369,16 +384,6 @@ class Scheduler:
     def _find(self, key: ReplicaKey) -> ReplicaState | None:
         pool = self._pool(key)
         return None if pool is None else pool.find(key)
-
-    def _stay(
-        self, request: RouteRequest, rule: Rule, conversation: int, now: float
-    ) -> Stay | None:
-        # The same first message twice is no conversation, unless the client says that it is one.
-        if rule.strategy.stickiness.ttl_seconds <= 0.0:
-            return None
-        if not request.conversation and not request.prompt.continues:
-            return None
-        return self._stickiness.find(conversation, now=now)
 
     def _remember(self, request: RouteRequest, key: ReplicaKey, now: float) -> None:
         found = self._table.route(request)

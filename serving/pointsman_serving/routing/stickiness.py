@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 if TYPE_CHECKING:
+    from pointsman_api.route_table import Rule
     from pointsman_serving.routing.types import RouteRequest
 
 MAX_CONVERSATIONS: Final = 50_000
@@ -48,6 +49,17 @@ class Stickiness:
         """Where the conversation stays, if it does."""
         stay = self._stays.get(conversation)
         return stay if stay is not None and now < stay.until else None
+
+    def stay_of(self, request: RouteRequest, rule: Rule, *, now: float) -> Stay | None:
+        """Where a request's conversation stays, if it is one and stays at all.
+
+        The same first message twice is none, unless the client says that it is one.
+        """
+        if rule.strategy.stickiness.ttl_seconds <= 0.0:
+            return None
+        if not request.conversation and not request.prompt.continues:
+            return None
+        return self.find(conversation_of(request), now=now)
 
     def remember(
         self, conversation: int, *, pool: str, replica: str, ttl_seconds: float, now: float

@@ -25,28 +25,35 @@ class TokenModel:
             its own, so that an unknown pool is thought neither longer-winded nor briefer.
     """
 
-    __slots__ = ("_answer_weight", "_fleet", "_line", "_mean_answer", "_prompt")
+    __slots__ = ("_answer_weight", "_fleet", "_line", "learned_answer", "learned_prompt")
 
     def __init__(self, fleet: TokenModel | None = None) -> None:
         self._fleet = fleet
         self._line: Line | None = None
-        self._prompt = _PRIOR_PROMPT
-        self._mean_answer = PRIOR_OUTPUT_TOKENS
+        self.learned_prompt: tuple[float, float] | None = None
+        """``prompt`` where it was learned from the pool's own answers."""
+        self.learned_answer: float | None = None
+        """``mean_answer_tokens`` where it was."""
         self._answer_weight = 0.0
+
+    @property
+    def learned(self) -> bool:
+        """Whether all of it is the pool's own."""
+        return self.learned_prompt is not None and self.learned_answer is not None
 
     @property
     def prompt(self) -> tuple[float, float]:
         """Tokens of an empty prompt (the template's) and tokens per byte."""
-        if self._line is not None:
-            return self._prompt
+        if self.learned_prompt is not None:
+            return self.learned_prompt
         return _PRIOR_PROMPT if self._fleet is None else self._fleet.prompt
 
     @property
     def mean_answer_tokens(self) -> float:
         """Expected length of an answer without a limit."""
-        if self._fleet is not None and not self._answer_weight:
-            return self._fleet.mean_answer_tokens
-        return self._mean_answer
+        if self.learned_answer is not None:
+            return self.learned_answer
+        return PRIOR_OUTPUT_TOKENS if self._fleet is None else self._fleet.mean_answer_tokens
 
     def prompt_tokens(self, total_bytes: int) -> float:
         """Expected tokens of a prompt, at least 1."""
@@ -68,7 +75,7 @@ class TokenModel:
                 intercept=overhead, slope=per_byte, scale=256.0, reach=4096.0, strength=1.0
             )
         self._line.learn(total_bytes, prompt_tokens)
-        self._prompt = (
+        self.learned_prompt = (
             min(self._line.intercept, _MOST_OVERHEAD_TOKENS),
             min(max(self._line.slope, _FEWEST_TOKENS_PER_BYTE), _MOST_TOKENS_PER_BYTE),
         )
@@ -79,9 +86,9 @@ class TokenModel:
         """Take the length of a complete answer."""
         if completion_tokens <= 0:
             return
-        self._mean_answer = self.mean_answer_tokens
+        mean = self.mean_answer_tokens
         self._answer_weight = min(self._answer_weight + 1.0, _MEMORY)
         share = 1.0 / (self._answer_weight + _PRIOR_STRENGTH)
-        self._mean_answer += (completion_tokens - self._mean_answer) * share
+        self.learned_answer = mean + (completion_tokens - mean) * share
         if self._fleet is not None:
             self._fleet.learn_output(completion_tokens)

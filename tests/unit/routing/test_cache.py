@@ -4,24 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman_serving.routing.blocks import Blocks
 from pointsman_serving.routing.cache import (
     ASSUMED_CAPACITY_BYTES,
     SMALLEST_CAPACITY_BYTES,
     CacheEstimate,
 )
-from pointsman_serving.routing.types import PrefixBlock
 
 
-def chain(*path: int) -> tuple[PrefixBlock, ...]:
+def chain(*path: int) -> Blocks:
     """Blocks of 64 bytes; a block's hash stands for the whole path to it."""
-    return tuple(PrefixBlock(hash(path[: i + 1]), 64 * (i + 1)) for i in range(len(path)))
+    return Blocks.of((hash(path[: i + 1]), 64 * (i + 1)) for i in range(len(path)))
 
 
-def long_chain(name: int, blocks: int = 40) -> tuple[PrefixBlock, ...]:
+def long_chain(name: int, blocks: int = 40) -> Blocks:
     return chain(*[name] * blocks)
 
 
-def compute(cache: CacheEstimate, blocks: tuple[PrefixBlock, ...]) -> None:
+def compute(cache: CacheEstimate, blocks: Blocks) -> None:
     cache.confirm(blocks, cache.begin(blocks))
 
 
@@ -40,7 +40,7 @@ def test_nothing_is_held_when_the_first_block_differs() -> None:
     cache = CacheEstimate()
     compute(cache, chain(1, 2, 3))
     assert cache.cached_bytes(chain(9, 2, 3)) == 0
-    assert cache.cached_bytes(()) == 0
+    assert cache.cached_bytes(chain()) == 0
 
 
 def test_abandoned_blocks_are_held_when_another_request_has_sent_them_too() -> None:

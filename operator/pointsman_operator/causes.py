@@ -30,6 +30,7 @@ _MOST_TELLING = (
     Reason.DEPLOYMENT_FAILED,
     Reason.UNSCHEDULABLE,
     Reason.PODS_NOT_CREATED,
+    Reason.REPLICAS_NOT_READY,
 )
 """Of several causes the first in this order is told: the ones below often follow from it."""
 
@@ -177,6 +178,14 @@ def serve_cause(reading: ServeReading) -> Cause | None:
             message=(
                 f"the replicas do not get the model: {line}; check spec.backend.rayServe.model "
                 "and the Secret that it names"
+            ),
+        )
+    if status.state is PoolState.UNHEALTHY:
+        return Cause(
+            reason=Reason.REPLICAS_NOT_READY,
+            message=(
+                f"Ray Serve replaces a replica that failed: {line}; if this does not end, see "
+                "`kubectl logs` of the pool's pods"
             ),
         )
     return Cause(

@@ -258,6 +258,17 @@ def test_rays_last_exception_is_told() -> None:
     assert "Traceback" not in cause.message
 
 
+def test_a_replica_that_ray_replaces_is_no_deployment_that_failed() -> None:
+    document = serve_document(
+        {"a": ("10.0.0.1", 30000)}, status="UNHEALTHY", message="A replica's health check failed."
+    )
+
+    cause = cause_of(readings=[reading_of(document)])
+
+    assert Reason.REPLICAS_NOT_READY == cause.reason
+    assert "replaces a replica that failed: A replica's health check failed;" in cause.message
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -86,7 +86,7 @@ class Engine(ApiModel):
 
 
 class Parallelism(ApiModel):
-    """How one replica spreads over GPUs; their product is the number of GPUs it takes."""
+    """How one replica spreads over GPUs: it takes tensor x pipeline x data of them."""
 
     tensor: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     """GPUs that share each layer."""
@@ -96,6 +96,15 @@ class Parallelism(ApiModel):
     """Copies of the attention layers inside one replica, which share one set of experts."""
     expert_parallel: StrictBool = False
     """Spread a mixture-of-experts model's experts over the GPUs instead of cutting each one."""
+    hosts: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
+    """Pods that one replica spreads over. They are ready as one and fail as one, and each takes
+    the same number of GPUs. Absent: as many as its GPUs need with what the template gives one pod,
+    and 1 where it gives none."""
+
+    @property
+    def size(self) -> int:
+        """How many GPUs one replica takes."""
+        return self.tensor * self.pipeline * self.data
 
 
 class Experts(ApiModel):
@@ -147,9 +156,47 @@ class RayServeBackend(ApiModel):
                 "self.parallelism.pipeline == 1 && self.parallelism.data == 1 && "
                 "!self.parallelism.expertParallel)"
             ),
-            message="parallelism may be set only when engine.type is VLLM",
+            message="parallelism other than hosts may be set only when engine.type is VLLM",
             holds=lambda self: (
-                self.engine.type == EngineType.VLLM or self.parallelism == Parallelism()
+                self.engine.type == EngineType.VLLM
+                or self.parallelism == Parallelism(hosts=self.parallelism.hosts)
+            ),
+            field="parallelism",
+        ),
+        CelRule(
+            cel=(
+                "!has(self.parallelism.hosts) || self.parallelism.hosts == 1 || "
+                "self.engine.type != 'Transformers'"
+            ),
+            message="parallelism.hosts may be above 1 only when engine.type is VLLM or Simulated",
+            holds=lambda self: (
+                (self.parallelism.hosts or 1) == 1 or self.engine.type != EngineType.TRANSFORMERS
+            ),
+            field="parallelism",
+        ),
+        CelRule(
+            cel=(
+                "!has(self.parallelism.hosts) || self.parallelism.hosts == 1 || "
+                "self.parallelism.data == 1"
+            ),
+            message="parallelism.hosts may be above 1 only when parallelism.data is 1",
+            holds=lambda self: (self.parallelism.hosts or 1) == 1 or self.parallelism.data == 1,
+            field="parallelism",
+        ),
+        CelRule(
+            cel=(
+                "!has(self.parallelism.hosts) || self.engine.type != 'VLLM' || "
+                "self.parallelism.tensor * self.parallelism.pipeline % self.parallelism.hosts == 0"
+            ),
+            message=(
+                "parallelism.tensor x parallelism.pipeline must be a multiple of "
+                "parallelism.hosts: each host takes the same number of GPUs"
+            ),
+            holds=lambda self: (
+                self.parallelism.hosts is None
+                or self.engine.type != EngineType.VLLM
+                or (self.parallelism.tensor * self.parallelism.pipeline) % self.parallelism.hosts
+                == 0
             ),
             field="parallelism",
         ),

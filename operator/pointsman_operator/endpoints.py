@@ -30,6 +30,7 @@ from pointsman_operator.objects import (
     with_hash,
 )
 from pointsman_operator.observed import PoolObserved, ServeReading
+from pointsman_operator.ray_groups import groups_of
 from pointsman_serving.engines.serve_listing import ServeTarget
 
 _GOING_STATES = frozenset({"STOPPING"})
@@ -172,11 +173,34 @@ def _cluster_endpoints(
     }
     status = None if reading is None else reading.status
     states = {} if status is None else {item.replica: item.state for item in status.replicas}
+    groups = groups_of(reading)
     for target in targets:
         pod = by_address.get(target.host)
         if pod is not None:
             stopping = states.get(target.replica) in _GOING_STATES
-            yield _endpoint(pod, target.replica, target.host, target.port, stopping=stopping)
+            alone = _endpoint(pod, target.replica, target.host, target.port, stopping=stopping)
+            others = groups.get(target.replica, ())
+            yield _with_others(alone, [by_address.get(address) for address in others])
+
+
+def _with_others(
+    endpoint: ReplicaEndpoint, pods: Iterable[Mapping[str, Any] | None]
+) -> ReplicaEndpoint:
+    """A replica that spreads over several pods is as well as the worst of them.
+
+    Args:
+        pods: all of the replica; None for one that is gone.
+    """
+    for pod in pods:
+        healthy = pod is not None and pod_ready(pod)
+        going = pod is not None and is_going(pod)
+        endpoint = replace(
+            endpoint,
+            ready=endpoint.ready and healthy and not going,
+            serving=endpoint.serving and healthy,
+            terminating=endpoint.terminating or going,
+        )
+    return endpoint
 
 
 def _ready_cluster(joined: Mapping[str, list[ReplicaEndpoint]], observed: PoolObserved) -> str:

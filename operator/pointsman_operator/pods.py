@@ -212,7 +212,7 @@ def _default_resources(
     takes_gpus = settings.accelerated and backend.engine.type != EngineType.SIMULATED
     if takes_gpus and not any(name.endswith("gpu") for name in names):
         parallelism = backend.parallelism
-        gpus = parallelism.tensor * parallelism.pipeline * parallelism.data
+        gpus = -(-parallelism.size // (parallelism.hosts or 1))
         resources["limits"] = {settings.gpu_resource: str(gpus)}
     return resources
 

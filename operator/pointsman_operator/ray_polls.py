@@ -16,6 +16,7 @@ from pointsman_operator.mirrors import BY_POOL
 from pointsman_operator.objects import is_going, metadata_of, name_of
 from pointsman_operator.observed import ServeReading, read_serve
 from pointsman_operator.ray_api import RayApi, RayError
+from pointsman_operator.ray_groups import fetch_groups, groups_of, spreads, with_groups
 from pointsman_operator.work_queue import WorkQueue
 
 log = structlog.get_logger(__name__)
@@ -70,6 +71,7 @@ class RayPolls:
         self._readings: dict[Key, dict[str, ServeReading]] = {}
         self._moving: set[Key] = set()
         self._away: set[tuple[Key, str]] = set()
+        self._without_groups: set[tuple[Key, str]] = set()
         self.queue = WorkQueue("ray", self._poll, workers=workers, timeout_seconds=30.0)
 
     def readings(self, key: Key) -> dict[str, ServeReading]:
@@ -102,6 +104,7 @@ class RayPolls:
         self._readings.pop(key, None)
         self._moving.discard(key)
         self._away = {item for item in self._away if item[0] != key}
+        self._without_groups = {item for item in self._without_groups if item[0] != key}
         self.queue.forget(key)
 
     async def _poll(self, pool: Key) -> float | None:
@@ -132,7 +135,7 @@ class RayPolls:
         try:
             document = await self._api.fetch_applications(url, token)
             reading = read_serve(document, cluster=name, application=pool[1], read_at=asked)
-        except (RayError, ValueError) as error:
+        except (RayError, ValueError, ArithmeticError) as error:
             self._polled(False)
             if isinstance(error, RayError) and error.unauthorized:
                 self._wrong_token(pool)
@@ -147,7 +150,29 @@ class RayPolls:
             return None
         self._polled(True)
         self._away.discard((pool, name))
+        if spreads(document, pool[1]):
+            return await self._with_groups(pool, reading, url, token)
         return reading
+
+    async def _with_groups(
+        self, pool: Key, reading: ServeReading, url: str, token: str
+    ) -> ServeReading:
+        """The reading with the pods of each replica; those of the last one if Ray does not say."""
+        try:
+            groups = await fetch_groups(url, token, application=pool[1])
+        except (OSError, ValueError) as error:
+            if (pool, reading.cluster) not in self._without_groups:
+                self._without_groups.add((pool, reading.cluster))
+                log.info(
+                    "Ray does not say which pods its replicas spread over; its last word stays",
+                    pool="/".join(pool),
+                    cluster=reading.cluster,
+                    cause=str(error),
+                )
+            last = self._readings.get(pool, {}).get(reading.cluster)
+            return with_groups(reading, groups_of(last))
+        self._without_groups.discard((pool, reading.cluster))
+        return with_groups(reading, groups)
 
     def _living(self, pool: Key) -> dict[str, Object]:
         return {name_of(item): item for item in self._clusters().find(BY_POOL, pool)}

@@ -16,8 +16,9 @@ from pointsman_api.labels import (
     REVISION_ANNOTATION,
     access_secret_name,
 )
-from pointsman_api.modelpool import ModelPool, RayServeBackend
+from pointsman_api.modelpool import ModelPool
 from pointsman_kube.kinds import Object
+from pointsman_operator.hosts import hosts_of
 from pointsman_operator.objects import (
     annotation_of,
     owner_reference,
@@ -32,20 +33,28 @@ from pointsman_operator.pods import (
     worker_template,
 )
 from pointsman_operator.problem import RefusedSpecError
-from pointsman_operator.revision import Revision, serve_config_text, with_replicas
+from pointsman_operator.revision import (
+    Revision,
+    replica_hosts,
+    serve_config_text,
+    with_replicas,
+)
 from pointsman_operator.settings import OperatorSettings
 from pointsman_operator.sources import mounted_model
 from pointsman_serving.engines.application import serve_application, serve_config
 from pointsman_serving.engines.arguments import check_arguments
 
 REPLICA_RESOURCE = "pointsman_replica"
-"""Ray's name for a place for a replica: each worker pod offers one, each replica takes one."""
+"""Ray's name for a place for a replica: each worker pod offers one, and each replica takes one in
+every pod that it spreads over."""
 WORKER_GROUP = "replica"
 REDIS_PASSWORD_KEY = "redis_password"
 """In the pool's Secret ``NAME-access``, where the operator's Redis has one."""
 RESTARTED_VARIABLE = "POINTSMAN_RESTARTED_AT"
 REPLICAS_ANNOTATION = "pointsman.dev/replicas"
 """How many replicas the RayService asks for."""
+HOSTS_ANNOTATION = "pointsman.dev/hosts"
+"""How many pods each replica takes, where that is more than one."""
 
 
 def render_spec(pool: ModelPool, settings: OperatorSettings) -> dict[str, Any]:
@@ -60,7 +69,7 @@ def render_spec(pool: ModelPool, settings: OperatorSettings) -> dict[str, Any]:
     model = mounted_model(pool, allow_host_path=settings.allow_host_path)
     worker = worker_template(pool, backend, settings, model)
     gpus = gpus_of(engine_container(worker["spec"]))
-    _check_gpus(backend, gpus)
+    hosts = hosts_of(backend, gpus)
     try:
         check_arguments(backend.engine.type, backend.engine.args)
         application: dict[str, Any] = serve_application(
@@ -70,6 +79,7 @@ def render_spec(pool: ModelPool, settings: OperatorSettings) -> dict[str, Any]:
             accelerated=gpus > 0,
             resources={REPLICA_RESOURCE: 1.0},
             replicas=1,
+            hosts=hosts,
         )
     except ValueError as error:
         raise RefusedSpecError(f"spec.backend.rayServe: {error}") from error
@@ -96,9 +106,10 @@ def render_spec(pool: ModelPool, settings: OperatorSettings) -> dict[str, Any]:
             "workerGroupSpecs": [
                 {
                     "groupName": WORKER_GROUP,
-                    "replicas": 1,
+                    "replicas": hosts,
                     "minReplicas": 0,
                     "maxReplicas": settings.max_worker_pods,
+                    # KubeRay would count groups of pods where Ray's autoscaler counts pods.
                     "numOfHosts": 1,
                     "resources": _ray_resources(application, gpus),
                     "rayStartParams": {
@@ -114,6 +125,7 @@ def render_spec(pool: ModelPool, settings: OperatorSettings) -> dict[str, Any]:
 def ray_service(pool: ModelPool, revision: Revision, replicas: int) -> Object:
     """The RayService of a revision with a number of replicas."""
     rollout = pool.spec.rollout
+    hosts = replica_hosts(revision.spec)
     return with_hash(
         {
             "apiVersion": "ray.io/v1",
@@ -125,6 +137,7 @@ def ray_service(pool: ModelPool, revision: Revision, replicas: int) -> Object:
                 "annotations": {
                     REVISION_ANNOTATION: revision.name,
                     REPLICAS_ANNOTATION: str(replicas),
+                    **({HOSTS_ANNOTATION: str(hosts)} if hosts > 1 else {}),
                 },
                 "ownerReferences": [owner_reference(pool)],
             },
@@ -143,6 +156,12 @@ def replicas_of(service: Mapping[str, Any]) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def hosts_in(service: Mapping[str, Any] | None) -> int:
+    """How many pods each replica of a live RayService takes."""
+    text = annotation_of(service or {}, HOSTS_ANNOTATION)
+    return int(text) if text.isdigit() and int(text) else 1
+
+
 def _ask_for_restart(pool: ModelPool, application: dict[str, Any]) -> None:
     """Have Serve replace its replicas one by one when the pool asks for a restart.
 
@@ -155,19 +174,8 @@ def _ask_for_restart(pool: ModelPool, application: dict[str, Any]) -> None:
         variables[RESTARTED_VARIABLE] = asked
 
 
-def _check_gpus(backend: RayServeBackend, gpus: int) -> None:
-    parallelism = backend.parallelism
-    needed = parallelism.tensor * parallelism.pipeline * parallelism.data
-    if 0 < gpus < needed:
-        raise RefusedSpecError(
-            f"spec.backend.rayServe.parallelism needs {needed} GPUs for a replica, and the "
-            f"template gives its pod {gpus}: replicas over several pods are not built yet; give "
-            "the container engine as many GPUs as tensor x pipeline x data"
-        )
-
-
 def _ray_resources(application: Mapping[str, Any], gpus: int) -> dict[str, str]:
-    """What a worker offers Ray: just what its one replica takes."""
+    """What a worker offers Ray: just what its one replica takes there."""
     options = application["deployments"][0]["ray_actor_options"]
     resources = {
         "CPU": str(max(1, math.ceil(options["num_cpus"]))),

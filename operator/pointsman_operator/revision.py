@@ -153,9 +153,23 @@ def with_replicas(
     surge = (max_surge or Rollout().max_surge).percent_of(replicas)
     result = copy.deepcopy(dict(spec))
     result["serveConfigV2"] = _config_with(result["serveConfigV2"], replicas, surge)
+    pods = replicas * replica_hosts(spec)
     for group in result["rayClusterConfig"]["workerGroupSpecs"]:
-        group["replicas"] = min(replicas, int(group["maxReplicas"]))
+        group["replicas"] = min(pods, int(group["maxReplicas"]))
     return result
+
+
+def replica_hosts(spec: Mapping[str, Any]) -> int:
+    """How many pods each replica of a RayService's spec takes."""
+    return _hosts_in(str(spec["serveConfigV2"]))
+
+
+@functools.lru_cache(maxsize=2048)
+def _hosts_in(text: str) -> int:
+    if "placement_group_bundles" not in text:
+        return 1
+    deployments = yaml.load(text, Loader=_LOADER)["applications"][0]["deployments"]
+    return max(len(item.get("placement_group_bundles") or (1,)) for item in deployments)
 
 
 @functools.lru_cache(maxsize=2048)

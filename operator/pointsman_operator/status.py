@@ -22,6 +22,7 @@ from pointsman_operator.observed import PoolObserved
 from pointsman_operator.plan import PoolPlan
 from pointsman_operator.pool_conditions import pool_conditions
 from pointsman_operator.pool_view import View, pool_rollout, view_of
+from pointsman_operator.ray_service import hosts_in
 from pointsman_operator.rollout import MOVING, Phase, Rollout
 from pointsman_operator.settings import OperatorSettings
 from pointsman_operator.times import timestamp
@@ -134,7 +135,8 @@ def _ray_serve_fields(
     workers = [pod for pod in view.observed.pods if cluster_of(pod) and not is_going(pod)]
     updated = [item for item in endpoints if item.ready and item.replica in view.rollout.updated]
     fields: dict[str, Any] = {
-        "replicas": len(workers),
+        # A replica counts as soon as the first of its pods is there.
+        "replicas": -(-len(workers) // hosts_in(view.observed.ray_service)),
         "readyReplicas": view.ready,
         "updatedReplicas": len(updated),
         "selector": pool_selector(view.pool),

@@ -195,19 +195,53 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         [ray_serve(MOE), ray_serve(VLLM, experts={"implementation": "Default"})],
         [ray_serve(VLLM, experts={"implementation": "Pointsman"})],
     ),
-    "parallelism may be set only when engine.type is VLLM": (
+    "parallelism other than hosts may be set only when engine.type is VLLM": (
         [
             ray_serve(
                 VLLM,
                 parallelism={"tensor": 2, "data": 2, "expertParallel": True},
                 engine={"type": "VLLM"},
-            )
+            ),
+            ray_serve(SIMULATED, parallelism={"hosts": 2}),
         ],
         [
             ray_serve(MOE, parallelism={"tensor": 2}),
+            ray_serve(SIMULATED, parallelism={"tensor": 2, "hosts": 2}),
             ray_serve(MOE, parallelism={"pipeline": 2}),
             ray_serve(MOE, parallelism={"data": 2}),
             ray_serve(MOE, parallelism={"expertParallel": True}),
+        ],
+    ),
+    "parallelism.hosts may be above 1 only when engine.type is VLLM or Simulated": (
+        [
+            ray_serve(SIMULATED, parallelism={"hosts": 3}),
+            ray_serve(MOE, parallelism={"hosts": 1}),
+        ],
+        [ray_serve(MOE, parallelism={"hosts": 2})],
+    ),
+    "parallelism.hosts may be above 1 only when parallelism.data is 1": (
+        [
+            ray_serve(
+                VLLM, parallelism={"tensor": 2, "data": 2, "hosts": 1}, engine={"type": "VLLM"}
+            )
+        ],
+        [
+            ray_serve(
+                VLLM, parallelism={"tensor": 2, "data": 2, "hosts": 2}, engine={"type": "VLLM"}
+            )
+        ],
+    ),
+    (
+        "parallelism.tensor x parallelism.pipeline must be a multiple of parallelism.hosts: "
+        "each host takes the same number of GPUs"
+    ): (
+        [
+            ray_serve(VLLM, parallelism={"tensor": 4, "pipeline": 3, "hosts": 6}),
+            ray_serve(VLLM, parallelism={"tensor": 3, "hosts": 1}),
+        ],
+        [
+            ray_serve(VLLM, parallelism={"tensor": 3, "hosts": 2}),
+            ray_serve(VLLM, parallelism={"hosts": 2}),
         ],
     ),
     "prefixIndex may be Events only when type is VLLM": (

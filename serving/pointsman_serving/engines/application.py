@@ -50,6 +50,7 @@ def serve_application(
     accelerated: bool = False,
     resources: Mapping[str, float] | None = None,
     replicas: int | None = None,
+    hosts: int | None = None,
 ) -> dict[str, object]:
     """The entry of ``applications`` in a Ray Serve configuration that runs this pool.
 
@@ -63,6 +64,9 @@ def serve_application(
         resources: custom Ray resources that one replica takes, to bind it to some nodes.
         replicas: how many run, where the caller scales the pool itself; None: as the pool says,
             with its autoscaling left to Serve.
+        hosts: nodes that one replica spreads over; None: as the pool says, else 1. With
+            ``resources`` they are as many nodes of Ray; without, the caller has one machine, and
+            the replica's processes share it.
 
     Returns:
         JSON types only; equal for equal arguments.
@@ -87,18 +91,22 @@ def serve_application(
             f"pool {name!r} runs the engine {backend.engine.type} without a model path: give the "
             "folder that holds its model"
         )
+    hosts = hosts or backend.parallelism.hosts or 1
+    options = _replica_options(pool, backend, model_path, model_revision)
+    actor = _actor_options(backend, accelerated, resources or {}, hosts)
     return {
         "name": name,
         "route_prefix": f"/{name}",
         "import_path": IMPORT_PATH,
-        "args": _replica_options(pool, backend, model_path, model_revision).to_args(),
+        "args": replace(options, hosts=hosts).to_args(),
         "deployments": [
             {
                 "name": DEPLOYMENT_NAME,
                 **_scale(pool, replicas),
                 "max_ongoing_requests": admitted_requests(backend.engine.max_sequences),
                 **_lifecycle(pool),
-                "ray_actor_options": _actor_options(backend, accelerated, resources or {}),
+                "ray_actor_options": actor,
+                **_placement(actor, hosts, apart=bool(resources)),
             }
         ],
     }
@@ -194,15 +202,15 @@ def _lifecycle(pool: ModelPool) -> dict[str, object]:
 
 
 def _actor_options(
-    backend: RayServeBackend, accelerated: bool, resources: Mapping[str, float]
-) -> dict[str, object]:
+    backend: RayServeBackend, accelerated: bool, resources: Mapping[str, float], hosts: int
+) -> dict[str, Any]:
+    """What one process of a replica takes; it has as many as hosts."""
     stated = _engine_resources(backend)
-    parallelism = backend.parallelism
     gpus = stated.get("nvidia.com/gpu")
     if gpus is None:
         needs_gpus = accelerated and backend.engine.type != EngineType.SIMULATED
-        gpus = parallelism.tensor * parallelism.pipeline * parallelism.data if needs_gpus else 0
-    options: dict[str, object] = {
+        gpus = backend.parallelism.size // hosts if needs_gpus else 0
+    options: dict[str, Any] = {
         "num_cpus": stated.get("cpu", _CPUS.get(backend.engine.type, 1.0)),
         "num_gpus": float(gpus),
     }
@@ -213,6 +221,22 @@ def _actor_options(
             "env_vars": {variable.name: variable.value for variable in backend.engine.env}
         }
     return options
+
+
+def _placement(actor: Mapping[str, Any], hosts: int, *, apart: bool) -> dict[str, object]:
+    """Where the processes of a replica with several hosts go: one bundle for each.
+
+    Serve puts the replica itself into the first; see :mod:`pointsman_serving.engines.ray_group`.
+    """
+    if hosts == 1:
+        return {}
+    bundle = {"CPU": actor["num_cpus"], "GPU": actor["num_gpus"], **actor.get("resources", {})}
+    return {
+        "placement_group_bundles": [
+            {name: value for name, value in bundle.items() if value} for _ in range(hosts)
+        ],
+        "placement_group_strategy": "STRICT_SPREAD" if apart else "PACK",
+    }
 
 
 def _engine_resources(backend: RayServeBackend) -> dict[str, float]:

@@ -12,7 +12,6 @@ from pointsman_serving.engines.replica_token import TokenGate, replica_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from starlette.types import ASGIApp
 
@@ -25,8 +24,8 @@ class ReplicaFront:
 
     token: bytes | None
     """What requests must bear; None: everybody is served."""
-    open_requests: Path
-    """The folder where it tells whether requests are open."""
+    open_requests: OpenRequests
+    """Tells whether requests are open."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> ReplicaFront:
@@ -36,11 +35,12 @@ class ReplicaFront:
             ValueError: a variable has a value that cannot be meant.
         """
         return cls(
-            token=replica_token(environment), open_requests=open_requests_folder(environment)
+            token=replica_token(environment),
+            open_requests=OpenRequests(open_requests_folder(environment)),
         )
 
     def before(self, app: ASGIApp, identity: ReplicaIdentity) -> ASGIApp:
         """The replica's application: refuses strangers, counts requests, says who answers."""
         named = IdentityHeaders(app, identity)
-        counted = CountedRequests(named, OpenRequests(self.open_requests))
+        counted = CountedRequests(named, self.open_requests)
         return counted if self.token is None else TokenGate(counted, self.token)

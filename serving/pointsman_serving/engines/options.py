@@ -30,6 +30,8 @@ class ReplicaOptions:
     experts: ExpertsImplementation = ExpertsImplementation.DEFAULT
     prefix_index: PrefixIndex = PrefixIndex.ESTIMATE
     """Whether the engine publishes what is in its prefix cache."""
+    hosts: int = 1
+    """Pods that the replica spreads over; see :mod:`pointsman_serving.engines.group`."""
     arguments: tuple[str, ...] = ()
     """The engine's command line. The last of a repeated flag counts, so a pool's own arguments
     come after those that were derived."""
@@ -45,6 +47,7 @@ class ReplicaOptions:
             for field in fields(self)
             if (value := values[field.name]) not in (None, "", [])
             and value is not PrefixIndex.ESTIMATE
+            and (field.name, value) != ("hosts", 1)
         }
 
     @classmethod

@@ -18,6 +18,7 @@ from pointsman_serving.engines.front import ReplicaFront
 from pointsman_serving.engines.identity import ReplicaIdentity
 from pointsman_serving.engines.load_lock import turn_to_load
 from pointsman_serving.engines.options import ReplicaOptions
+from pointsman_serving.engines.ray_group import RayGroup
 from pointsman_serving.engines.route_prefix import rebased
 from pointsman_serving.engines.start import start_engine
 
@@ -43,8 +44,11 @@ class Replica:
         """Load the engine, in the machine's turn, and return what serves it."""
         # First: a mistake in it should not cost the time that weights take.
         front = ReplicaFront.of(os.environ)
+        place = None
+        if self.options.hosts > 1:
+            place = await RayGroup(self.options, busy=lambda: front.open_requests.count > 0).start()
         async with turn_to_load():
-            self.engine = await start_engine(self.options)
+            self.engine = await start_engine(self.options, place)
         identity = ReplicaIdentity.new(self.options.revision)
         return front.before(ReplicaApp(self.engine), identity)
 

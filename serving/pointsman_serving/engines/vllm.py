@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from pointsman_serving.engines.group import GroupPlace
     from pointsman_serving.engines.options import ReplicaOptions
 
 _LOG = logging.getLogger(__name__)
@@ -76,17 +77,20 @@ class VllmEngine:
         self._client.shutdown()
 
 
-async def start_vllm(options: ReplicaOptions) -> VllmEngine:
+async def start_vllm(options: ReplicaOptions, place: GroupPlace | None = None) -> VllmEngine:
     """Load the model; half a minute for a small one, minutes for a large one.
 
     The engine belongs to the running event loop, which is blocked while it loads.
+
+    Args:
+        place: of this process in its group, where the replica has several hosts.
 
     Raises:
         ValueError: vLLM does not take an argument.
         RuntimeError: the engine core did not start; its own log says why.
     """
     _prepare_environment(options.model_path)
-    if options.prefix_index == PrefixIndex.EVENTS:
+    if place is not None or options.prefix_index == PrefixIndex.EVENTS:
         bind_to_this_node()
 
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -99,7 +103,7 @@ async def start_vllm(options: ReplicaOptions) -> VllmEngine:
         unsupported_reason,
     )
 
-    args = parse_vllm_arguments(vllm_arguments(options))
+    args = parse_vllm_arguments([*vllm_arguments(options), *place_arguments(place)])
     read_load, reader = _load_reader()
     client = ContinuingAsyncLLM.from_vllm_config(
         vllm_config=AsyncEngineArgs.from_cli_args(args).create_engine_config(
@@ -141,6 +145,44 @@ def vllm_arguments(options: ReplicaOptions) -> list[str]:
     if options.context_tokens is not None:
         derived.append(f"--max-model-len={options.context_tokens}")
     return [*derived, *options.arguments]
+
+
+def place_arguments(place: GroupPlace | None) -> list[str]:
+    """What the command line of an engine says of its place among several hosts."""
+    if place is None:
+        return []
+    return [
+        # Each host's process starts the workers of its own GPUs.
+        "--distributed-executor-backend=mp",
+        f"--nnodes={place.hosts}",
+        f"--node-rank={place.rank}",
+        f"--master-addr={place.leader_host}",
+        f"--master-port={place.leader_port}",
+    ]
+
+
+def run_vllm_member(options: ReplicaOptions, place: GroupPlace) -> None:
+    """Run the workers of a host that answers no requests, until one of them ends.
+
+    They end with this process.
+
+    Raises:
+        ValueError: vLLM does not take an argument.
+        Exception: the workers did not start.
+    """
+    _prepare_environment(options.model_path)
+    bind_to_this_node()
+
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    args = parse_vllm_arguments([*vllm_arguments(options), *place_arguments(place)])
+    config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
+        usage_context=UsageContext.OPENAI_API_SERVER, headless=True
+    )
+    executor = MultiprocExecutor(config, monitor_workers=False)
+    executor.start_worker_monitor(inline=True)
 
 
 def parse_vllm_arguments(arguments: Sequence[str]) -> Namespace:

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import random
 import time
+from collections.abc import Callable
 from typing import Self
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.ray_double.api import Api, Object
 from tests.cluster.ray_double.behaviour import Behaviour
 from tests.cluster.ray_double.played import PlayedService
+from tests.cluster.ray_double.serve import Serve
 
 Key = tuple[str, str]
 """Namespace and name of a RayService."""
@@ -59,8 +61,10 @@ class RayDouble:
         self._stack = contextlib.AsyncExitStack()
         self._api = await self._stack.enter_async_context(Api(self._cluster))
         application = web.Application()
-        path = "/{namespace}/{cluster}/api/serve/applications/"
-        application.router.add_get(path, self._applications)
+        head = "/{namespace}/{cluster}/api"
+        application.router.add_get(f"{head}/serve/applications/", self._applications)
+        application.router.add_get(f"{head}/v0/placement_groups", self._placement_groups)
+        application.router.add_get(f"{head}/v0/nodes", self._nodes)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
@@ -189,6 +193,16 @@ class RayDouble:
 
     async def _applications(self, request: web.Request) -> web.StreamResponse:
         self.readings += 1
+        return self._answer(request, lambda serve: serve.listing(time.time()))
+
+    async def _placement_groups(self, request: web.Request) -> web.StreamResponse:
+        return self._answer(request, lambda serve: _state(serve.placement_groups()))
+
+    async def _nodes(self, request: web.Request) -> web.StreamResponse:
+        return self._answer(request, lambda serve: _state(serve.nodes()))
+
+    def _answer(self, request: web.Request, said: Callable[[Serve], Object]) -> web.StreamResponse:
+        """What the head of the cluster in the address says."""
         name = request.match_info["cluster"]
         key = (request.match_info["namespace"], name.rpartition("-")[0])
         service = self.services.get(key)
@@ -206,7 +220,12 @@ class RayDouble:
             return web.Response(status=503)
         if cluster.token and request.headers.get("authorization") != f"Bearer {cluster.token}":
             return web.Response(status=401, text="Unauthorized: missing authentication token")
-        return web.json_response(cluster.serve.listing(time.time()))
+        return web.json_response(said(cluster.serve))
+
+
+def _state(found: list[Object]) -> Object:
+    """An answer of Ray's state API."""
+    return {"result": True, "msg": "", "data": {"result": {"total": len(found), "result": found}}}
 
 
 def _key(document: Object) -> Key:

@@ -271,17 +271,21 @@ class PlayedService:
         return times if due is None else [*times, due]
 
     async def _place(self, cluster: PlayedCluster, now: float) -> None:
-        """A head, and a worker pod for each replica; idle workers go."""
+        """A head, and worker pods for each replica; idle workers go."""
         living = {name: pod for name, pod in cluster.pods.items() if not pod.going}
         if not any(pod.group is None for pod in living.values()):
             await self._new_pod(cluster, None, now)
-        taken = {replica.pod for replica in cluster.serve.replicas}
+        taken = {pod for replica in cluster.serve.replicas for pod in replica.pods}
         idle = [name for name, pod in living.items() if pod.group and name not in taken]
+        group = cluster.document["spec"]["workerGroupSpecs"][0]["groupName"]
         for replica in cluster.serve.replicas:
-            if not replica.pod:
-                group = cluster.document["spec"]["workerGroupSpecs"][0]["groupName"]
-                replica.pod = idle.pop() if idle else await self._new_pod(cluster, group, now)
-                taken.add(replica.pod)
+            while len(replica.pods) < cluster.serve.hosts:
+                chosen = idle.pop() if idle else await self._new_pod(cluster, group, now)
+                if replica.pod:
+                    replica.more.append(chosen)
+                else:
+                    replica.pod = chosen
+                taken.add(chosen)
         for name, pod in living.items():
             pod.idle_since = None if name in taken or pod.group is None else pod.idle_since or now
 

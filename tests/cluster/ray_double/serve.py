@@ -25,9 +25,16 @@ class Replica:
     started: float
     state: str = _STARTING
     pod: str = ""
-    """Its worker pod; empty until one is free."""
+    """Its worker pod, the first of several; empty until one is free."""
+    more: list[str] = field(default_factory=list)
+    """Its further pods, where it spreads over several."""
     due: float | None = None
     """When its state changes by itself."""
+
+    @property
+    def pods(self) -> list[str]:
+        """All worker pods that it has so far."""
+        return [self.pod, *self.more] if self.pod else []
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,9 +79,10 @@ class Serve:
         running = [each for each in self._current if each.state == _RUNNING]
         return self.application is not None and not self.error and len(running) >= self.wanted > 0
 
-    def places(self) -> int:
-        """How many worker pods it takes now: one for each replica that is not gone."""
-        return len(self.replicas)
+    @property
+    def hosts(self) -> int:
+        """How many worker pods each replica takes."""
+        return len(self._deployment.get("placement_group_bundles") or (1,))
 
     def advance(self, now: float) -> float | None:
         """Do what is due; returns when something is due next, None when only others move it."""
@@ -121,6 +129,29 @@ class Serve:
             "target_groups": groups,
         }
 
+    def placement_groups(self) -> list[dict[str, Any]]:
+        """What ``GET /api/v0/placement_groups`` lists; the id of a node is the name of its pod."""
+        name, deployment = (self.application or {}).get("name", ""), self._deployment.get("name")
+        return [
+            {
+                "placement_group_id": each.id,
+                "name": f"SERVE_REPLICA::{name}#{deployment}#{each.id}",
+                "state": "CREATED",
+                "bundles": [{"node_id": pod} for pod in each.pods],
+            }
+            for each in self.replicas
+            if self.hosts > 1 and len(each.pods) == self.hosts
+        ]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The answer to ``GET /api/v0/nodes``, as far as replicas are on them."""
+        pods = sorted({pod for each in self.replicas for pod in each.pods})
+        return [
+            {"node_id": pod, "node_ip": node[0], "state": "ALIVE"}
+            for pod in pods
+            if (node := self.node_of(pod)) is not None
+        ]
+
     def status(self) -> str:
         """Ray's word for the application."""
         if self.error:
@@ -144,7 +175,7 @@ class Serve:
 
     def _lose_replicas_of_lost_pods(self, now: float) -> None:
         for replica in list(self.replicas):
-            if replica.pod and self.node_of(replica.pod) is None:
+            if any(self.node_of(pod) is None for pod in replica.pods):
                 self._bury(replica)
                 self.lost = True
 
@@ -196,8 +227,8 @@ class Serve:
         for replica in self.replicas:
             if replica.state != _STARTING or replica.due is not None:
                 continue
-            node = self.node_of(replica.pod) if replica.pod else None
-            if node is not None and node[1]:
+            nodes = [self.node_of(pod) for pod in replica.pods]
+            if len(nodes) == self.hosts and all(node is not None and node[1] for node in nodes):
                 replica.due = now + self.drawn(self.behaviour.replica_start)
 
     def _new(self, now: float) -> Replica:

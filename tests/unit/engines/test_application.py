@@ -136,6 +136,21 @@ def test_gpus_follow_parallelism_when_nodes_have_them(
     assert gpus == deployment(application)["ray_actor_options"]["num_gpus"]
 
 
+def test_replica_shares_one_machine_when_its_hosts_have_no_places_of_their_own() -> None:
+    spread = pool(backend_fields={"parallelism": {"tensor": 4, "hosts": 2}})
+    entry = deployment(serve_application(spread, model_path=MODEL, accelerated=True))
+    assert [{"CPU": 1.0, "GPU": 2.0}] * 2 == entry["placement_group_bundles"]
+    assert "PACK" == entry["placement_group_strategy"]
+    assert 2.0 == entry["ray_actor_options"]["num_gpus"]
+
+
+def test_replica_is_told_its_hosts_when_they_are_several() -> None:
+    spread = pool(engine="Simulated", backend_fields={"parallelism": {"hosts": 2}})
+    args: Any = serve_application(spread)["args"]
+    assert 2 == ReplicaOptions.from_args(args).hosts
+    assert 1 == ReplicaOptions.from_args(serve_application(spread, hosts=1)["args"]).hosts  # type: ignore[arg-type]
+
+
 def test_parallelism_becomes_flags_before_own_arguments_when_set() -> None:
     wide = pool(
         engine_fields={"args": ["--tensor-parallel-size=8"]},

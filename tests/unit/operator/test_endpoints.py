@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pointsman_api.endpoint_slices import ReplicaEndpoint
 from pointsman_operator.endpoints import EndpointsMemory, join_endpoints, plan_slices
 from pointsman_operator.observed import PoolObserved
+from pointsman_operator.ray_groups import with_groups
 from tests.unit.operator.scenes import (
     NOW,
     external_pool,
@@ -184,6 +185,44 @@ def test_a_pod_that_has_ended_speaks_for_no_address() -> None:
     for pods in ((pod, ended), (ended, pod)):
         (endpoint,) = joined(replace(observed, pods=pods))[0]
         assert ("pod-0", True) == (endpoint.pod, endpoint.ready)
+
+
+def spread_over(
+    observed: PoolObserved, *pods: dict[str, Any]
+) -> dict[str, tuple[bool, bool, bool]]:
+    """The one replica, which Ray says has a second pod beside the first."""
+    groups = {"replica0": ("10.0.0.1", "10.0.0.9")}
+    serve = {"one": with_groups(observed.serve["one"], groups)}
+    return states(joined(replace(observed, serve=serve, pods=(*observed.pods, *pods)))[0])
+
+
+def test_a_replica_over_two_pods_is_one_endpoint_when_both_are_well() -> None:
+    observed, _ = running(POOL, replicas=1)
+
+    assert {"replica0": (True, True, False)} == spread_over(observed, worker_pod("m", "10.0.0.9"))
+
+
+def test_a_replica_over_two_pods_gets_no_more_when_the_second_is_going() -> None:
+    observed, _ = running(POOL, replicas=1)
+    going = worker_pod("m", "10.0.0.9", going=True)
+
+    assert {"replica0": (False, True, True)} == spread_over(observed, going)
+
+
+def test_a_replica_over_two_pods_does_not_serve_when_the_second_is_not_ready_or_gone() -> None:
+    observed, _ = running(POOL, replicas=1)
+    sick = worker_pod("m", "10.0.0.9", ready=False)
+    stranger = worker_pod("m", "10.0.0.9", cluster="two")
+
+    for pods in ((sick,), (stranger,), ()):
+        assert {"replica0": (False, False, False)} == spread_over(observed, *pods)
+
+
+def test_a_replica_whose_pods_ray_has_not_named_goes_by_its_first() -> None:
+    observed, _ = running(POOL, replicas=1)
+    serve = {"one": with_groups(observed.serve["one"], {})}
+
+    assert {"replica0": (True, True, False)} == states(joined(replace(observed, serve=serve))[0])
 
 
 def test_the_list_of_a_cluster_is_forgotten_when_it_is_gone() -> None:

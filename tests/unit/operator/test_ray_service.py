@@ -13,7 +13,7 @@ import yaml
 from pointsman_api.labels import RESTARTED_AT_ANNOTATION
 from pointsman_api.modelpool import ModelPool
 from pointsman_operator.problem import RefusedSpecError
-from pointsman_operator.ray_service import render_spec, replicas_of
+from pointsman_operator.ray_service import hosts_in, render_spec, replicas_of
 from pointsman_operator.settings import OperatorSettings
 from tests.unit.operator.scenes import made_pool, planned, quickstart_pool
 
@@ -169,6 +169,19 @@ def test_each_worker_offers_just_what_its_one_replica_takes() -> None:
     assert {"nvidia.com/gpu": "4"} == engine["resources"]["limits"]
 
 
+def test_each_pod_asks_for_its_share_of_the_gpus_when_a_replica_takes_several() -> None:
+    pool = made_pool(
+        engine={"type": "VLLM"},
+        ray_serve={"model": GPU_MODEL, "parallelism": {"tensor": 4, "pipeline": 2, "hosts": 2}},
+    )
+
+    spec = render_spec(pool, OperatorSettings())
+
+    (engine,) = group(spec)["template"]["spec"]["containers"]
+    assert {"nvidia.com/gpu": "4"} == engine["resources"]["limits"]
+    assert "4" == group(spec)["resources"]["GPU"]
+
+
 def test_the_template_says_how_many_gpus_of_which_make() -> None:
     resources = {"limits": {"amd.com/gpu": "2", "cpu": "8"}}
     template = {"spec": {"containers": [{"name": "engine", "resources": resources}]}}
@@ -200,23 +213,88 @@ def test_the_head_runs_no_replica() -> None:
     assert {"CPU": "0"} == head["resources"]
 
 
-def test_a_replica_over_several_pods_is_refused() -> None:
-    template = {
-        "spec": {
-            "containers": [{"name": "engine", "resources": {"limits": {"nvidia.com/gpu": "8"}}}]
-        }
-    }
-    pool = made_pool(
+def gpu_pool(gpus: int, **parallelism: int) -> ModelPool:
+    """A vLLM pool whose template gives each pod some GPUs."""
+    limits = {"nvidia.com/gpu": str(gpus)}
+    template = {"spec": {"containers": [{"name": "engine", "resources": {"limits": limits}}]}}
+    return made_pool(
         engine={"type": "VLLM"},
-        ray_serve={
-            "model": GPU_MODEL,
-            "parallelism": {"tensor": 8, "pipeline": 2},
-            "template": template,
-        },
+        ray_serve={"model": GPU_MODEL, "parallelism": parallelism, "template": template},
     )
 
-    with pytest.raises(RefusedSpecError, match="needs 16 GPUs for a replica"):
-        render_spec(pool, OperatorSettings())
+
+def deployment(spec: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(spec["serveConfigV2"])["applications"][0]
+    (only,) = found["deployments"]
+    return {**only, "args": found["args"]}
+
+
+def test_a_replica_takes_as_many_pods_as_its_gpus_need() -> None:
+    spec = render_spec(gpu_pool(8, tensor=8, pipeline=2), OperatorSettings())
+
+    bundle = {"CPU": 1.0, "GPU": 8.0, "pointsman_replica": 1.0}
+    found = deployment(spec)
+    assert [bundle, bundle] == found["placement_group_bundles"]
+    assert "STRICT_SPREAD" == found["placement_group_strategy"]
+    assert 2 == found["args"]["hosts"]
+    assert 8.0 == actor(spec)["num_gpus"]
+    assert {"CPU": "1", "GPU": "8", "pointsman_replica": "1"} == group(spec)["resources"]
+    assert (2, 1) == (group(spec)["replicas"], group(spec)["numOfHosts"])
+
+
+def test_a_replica_takes_the_pods_that_the_pool_says() -> None:
+    spread = render_spec(gpu_pool(4, tensor=4, pipeline=2, hosts=4), OperatorSettings())
+    simulated = render_spec(made_pool(ray_serve={"parallelism": {"hosts": 3}}), CPU)
+    processors = render_spec(
+        made_pool(
+            engine={"type": "VLLM"},
+            ray_serve={"model": GPU_MODEL, "parallelism": {"pipeline": 2, "hosts": 2}},
+        ),
+        CPU,
+    )
+
+    assert [4, 3, 2] == [group(each)["replicas"] for each in (spread, simulated, processors)]
+    assert [{"CPU": 0.1, "pointsman_replica": 1.0}] * 3 == (
+        deployment(simulated)["placement_group_bundles"]
+    )
+    assert [{"CPU": 1.0, "pointsman_replica": 1.0}] * 2 == (
+        deployment(processors)["placement_group_bundles"]
+    )
+
+
+@pytest.mark.parametrize("parallelism", [{"tensor": 4}, {"tensor": 4, "hosts": 1}, {"tensor": 2}])
+def test_a_replica_that_fits_into_one_pod_is_no_group(parallelism: dict[str, int]) -> None:
+    spec = render_spec(gpu_pool(4, **parallelism), OperatorSettings())
+
+    assert 1 == group(spec)["replicas"]
+    assert not {"placement_group_bundles", "placement_group_strategy"} & set(deployment(spec))
+    assert "hosts" not in deployment(spec)["args"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parallelism", "said"),
+    [
+        (4, {"tensor": 6}, "needs 6 GPUs.* pods of 4 do not share evenly.* such as 3"),
+        (4, {"tensor": 4, "data": 2}, "needs 8 GPUs.* gives its pod 4: with data 2"),
+        (2, {"tensor": 8, "hosts": 2}, "4 for each of its 2 hosts.* gives one pod 2"),
+    ],
+)
+def test_a_replica_that_no_pods_can_hold_is_refused_with_the_next_step(
+    gpus: int, parallelism: dict[str, int], said: str
+) -> None:
+    with pytest.raises(RefusedSpecError, match=said):
+        render_spec(gpu_pool(gpus, **parallelism), OperatorSettings())
+
+
+def test_workers_are_wanted_for_every_host_of_every_replica() -> None:
+    pool = made_pool(ray_serve={"parallelism": {"hosts": 2}}, replicas=3)
+
+    service = ray_service_of(pool)
+
+    assert 6 == group(service["spec"])["replicas"]
+    assert 3 == deployment(service["spec"])["num_replicas"]
+    assert (3, 2) == (replicas_of(service), hosts_in(service))
+    assert 1 == hosts_in(ray_service_of(made_pool()))
 
 
 @pytest.mark.parametrize(

@@ -399,6 +399,17 @@ def test_pods_that_cannot_be_made_are_told_with_the_next_step() -> None:
     assert ("True", "Ready") == said(status)["Ready"]
 
 
+@pytest.mark.parametrize(("pods", "replicas"), [(4, 2), (3, 2), (2, 1), (0, 0)])
+def test_a_replica_over_several_pods_counts_once(pods: int, replicas: int) -> None:
+    pool = made_pool(ray_serve={"parallelism": {"hosts": 2}})
+    observed, _ = running(pool)
+    workers = tuple(worker_pod(f"pod-{n}", f"10.0.0.{n + 1}") for n in range(pods))
+
+    status = status_of(pool, replace(observed, pods=workers))
+
+    assert replicas == status["replicas"]
+
+
 def test_what_is_in_the_way_of_a_pool_keeps_it_from_starting_and_is_told() -> None:
     stranger = {"kind": "Secret", "metadata": {"name": "chat-access", "namespace": "team"}}
 

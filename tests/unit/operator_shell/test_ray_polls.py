@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from pointsman_operator.ray_api import RayApi
+from pointsman_operator.ray_groups import groups_of
 from pointsman_operator.ray_polls import RayPolls
 
 KEY = ("default", "chat")
@@ -38,7 +39,9 @@ class Head:
         self.applications: dict[str, Any] = {}
         self.token = "right"
         self.asked = 0
+        self.asked_for_groups = 0
         self.down = False
+        self.groups_down = False
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked += 1
@@ -48,6 +51,24 @@ class Head:
             return web.Response(status=401)
         return web.json_response({"applications": self.applications, "target_groups": []})
 
+    async def state(self, request: web.Request) -> web.Response:
+        self.asked_for_groups += 1
+        if self.groups_down:
+            return web.Response(status=503)
+        if request.headers.get("authorization") != f"Bearer {self.token}":
+            return web.Response(status=401)
+        nodes = [
+            {"node_id": "aa", "node_ip": "10.0.0.1", "state": "ALIVE"},
+            {"node_id": "bb", "node_ip": "10.0.0.2", "state": "ALIVE"},
+        ]
+        group = {
+            "name": "SERVE_REPLICA::chat#engine#r0",
+            "state": "CREATED",
+            "bundles": [{"node_id": "aa"}, {"node_id": "bb"}],
+        }
+        found = nodes if request.path.endswith("/nodes") else [group]
+        return web.json_response({"data": {"result": {"result": found}}})
+
 
 @contextlib.asynccontextmanager
 async def polling(
@@ -55,6 +76,8 @@ async def polling(
 ) -> AsyncIterator[tuple[RayPolls, list[str]]]:
     app = web.Application()
     app.router.add_get("/api/serve/applications/", head.answer)
+    app.router.add_get("/api/v0/placement_groups", head.state)
+    app.router.add_get("/api/v0/nodes", head.state)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -141,3 +164,33 @@ async def test_says_so_when_the_token_is_refused() -> None:
         await until(lambda: told)
         assert "wrong token" == told[0]
         assert {} == polls.readings(KEY)
+
+
+def application(bundles: int) -> dict[str, Any]:
+    deployment = {"name": "engine", "placement_group_bundles": [{"CPU": 1.0}] * bundles}
+    return {"chat": {"status": "RUNNING", "deployed_app_config": {"deployments": [deployment]}}}
+
+
+async def test_asks_for_the_pods_of_a_replica_only_when_it_has_several() -> None:
+    head = Head()
+    head.applications = application(bundles=0)
+    async with polling(head, Clusters(cluster("one"))) as (polls, told):
+        polls.follow(KEY, moving=True)
+        await until(lambda: polls.readings(KEY))
+        assert 0 == head.asked_for_groups
+        head.applications = application(bundles=2)
+        await until(lambda: len(told) == 2)
+        assert {"r0": ("10.0.0.1", "10.0.0.2")} == groups_of(polls.readings(KEY)["one"])
+
+
+async def test_keeps_the_pods_of_a_replica_when_ray_does_not_name_them() -> None:
+    head = Head()
+    head.applications = application(bundles=2)
+    async with polling(head, Clusters(cluster("one"))) as (polls, told):
+        polls.follow(KEY, moving=True)
+        await until(lambda: polls.readings(KEY))
+        head.groups_down = True
+        asked = head.asked_for_groups
+        await until(lambda: head.asked_for_groups > asked + 2)
+        assert {"r0": ("10.0.0.1", "10.0.0.2")} == groups_of(polls.readings(KEY)["one"])
+        assert ["changed"] == told

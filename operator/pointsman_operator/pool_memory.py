@@ -16,7 +16,7 @@ from pointsman_operator.scaling import ScalingState
 from pointsman_operator.status import is_fleeting
 from pointsman_serving.engines.serve_listing import ServeTarget
 
-_FLEETING_SECONDS = 1.5
+_FLEETING_SECONDS = 3.0
 """How long a status that says only how far a pool is waits for the next: gateways answer in 1 s."""
 
 

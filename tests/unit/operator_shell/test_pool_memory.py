@@ -13,10 +13,10 @@ def status(ready: str, counted: int) -> dict[str, Any]:
 def test_a_fleeting_status_is_written_when_it_has_waited_and_not_before() -> None:
     memory, before = PoolMemory(), status("False", 0)
 
-    assert 1.5 == held_seconds(memory, before, status("False", 1), 100.0)
-    assert 0.5 == held_seconds(memory, before, status("False", 2), 101.0)
-    assert 0.0 == held_seconds(memory, before, status("False", 3), 101.5)
-    assert 1.5 == held_seconds(memory, status("False", 3), status("False", 4), 102.0)
+    assert 3.0 == held_seconds(memory, before, status("False", 1), 100.0)
+    assert 2.0 == held_seconds(memory, before, status("False", 2), 101.0)
+    assert 0.0 == held_seconds(memory, before, status("False", 3), 103.0)
+    assert 3.0 == held_seconds(memory, status("False", 3), status("False", 4), 104.0)
 
 
 def test_a_status_is_written_at_once_when_ready_changes() -> None:
@@ -32,7 +32,7 @@ def test_nothing_waits_when_the_status_is_as_before_again() -> None:
     held_seconds(memory, before, status("False", 1), 100.0)
 
     assert 0.0 == held_seconds(memory, before, before, 100.1)
-    assert 1.5 == held_seconds(memory, before, status("False", 1), 109.0)
+    assert 3.0 == held_seconds(memory, before, status("False", 1), 109.0)
 
 
 def test_a_status_is_written_when_the_clock_was_set_back() -> None:

@@ -52,7 +52,7 @@ async def test_a_strangers_ray_service_is_left_alone_until_it_is_gone() -> None:
 
     side.delete(RAY_SERVICE, "chat")
     await side.round(again)
-    await side.round(2)
+    await side.round(4)
 
     assert "pointsman-operator" in str((side.service or {})["metadata"]["labels"])
     assert "RayService chat" not in side.condition("ReplicasReady")["message"]

@@ -180,7 +180,7 @@ class Mirror:
                     version = await self._list()
                 version = await self._watch(version)
             except Gone:
-                version = None
+                version, self._watch_failed = None, True
                 # A server that answers every watch so must not be asked in a tight loop.
                 await asyncio.sleep(self._backoff.next_seconds())
             except KindNotServed as error:

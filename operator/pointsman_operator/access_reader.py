@@ -93,12 +93,12 @@ class AccessReader:
     def read_again(self, key: Key) -> None:
         """Ask for the Secret the next time, also where its last answer is young."""
         self._secrets.forget(key[0], access_secret_name(key[1]))
-        self._tokens.pop(key, None)
         self._foreign.pop(key, None)
 
     def forget(self, key: Key) -> None:
         """The pool is gone, and its tokens with it."""
         self.read_again(key)
+        self._tokens.pop(key, None)
         self._whole.pop(key, None)
 
     def _age(self, key: Key, pods: Iterable[Object]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
@@ -27,6 +27,14 @@ MOVING_SECONDS = 1.0
 """Between two questions while something moves."""
 STILL_SECONDS = 5.0
 """Between two questions while nothing does."""
+
+
+DOUBT_SECONDS = 30.0
+"""Between two looks at the Secret whose token the heads refuse."""
+
+
+class _RefusedTokenError(Exception):
+    """The head does not take the token."""
 
 
 class RayPolls:
@@ -71,6 +79,8 @@ class RayPolls:
         self._readings: dict[Key, dict[str, ServeReading]] = {}
         self._moving: set[Key] = set()
         self._away: set[tuple[Key, str]] = set()
+        self._doubted: dict[Key, tuple[str, float]] = {}
+        """The token of a pool that every head refused last, and when."""
         self._without_groups: set[tuple[Key, str]] = set()
         self.queue = WorkQueue("ray", self._poll, workers=workers, timeout_seconds=30.0)
 
@@ -85,10 +95,8 @@ class RayPolls:
         """
         if pool not in self._readings:
             self._readings[pool] = {}
-            for name, cluster in sorted(self._living(pool).items()):
-                reading = await self._read(pool, name, cluster)
-                if reading is not None:
-                    self._readings[pool][name] = reading
+            clusters = self._living(pool)
+            self._readings[pool].update(await self._read_all(pool, clusters))
 
     def follow(self, key: Key, *, moving: bool) -> None:
         """Ask the heads of this pool, often if something moves. Costs nothing if they are."""
@@ -103,6 +111,7 @@ class RayPolls:
         """The pool is gone, or has no RayService any more."""
         self._readings.pop(key, None)
         self._moving.discard(key)
+        self._doubted.pop(key, None)
         self._away = {item for item in self._away if item[0] != key}
         self._without_groups = {item for item in self._without_groups if item[0] != key}
         self.queue.forget(key)
@@ -117,19 +126,42 @@ class RayPolls:
         for name in [name for name in held if name not in clusters]:
             del held[name]
             news = True
-        for name, cluster in sorted(clusters.items()):
-            reading = await self._read(pool, name, cluster)
-            if reading is None:
-                continue
+        for name, reading in (await self._read_all(pool, clusters)).items():
             news = news or not _says_the_same(held.get(name), reading)
             held[name] = reading
         if news:
             self._changed(pool)
         return self._jittered(MOVING_SECONDS if pool in self._moving else STILL_SECONDS)
 
-    async def _read(self, pool: Key, name: str, cluster: Object) -> ServeReading | None:
-        token, url = self._token(pool), self._url(pool, name, cluster)
-        if token is None or not url or is_going(cluster):
+    async def _read_all(self, pool: Key, clusters: Mapping[str, Object]) -> dict[str, ServeReading]:
+        """What the heads say that answer; all are asked with the token that is known now."""
+        token = self._token(pool)
+        if token is None:
+            return {}
+        found: dict[str, ServeReading] = {}
+        refused = False
+        for name, cluster in sorted(clusters.items()):
+            try:
+                reading = await self._read(pool, name, cluster, token)
+            except _RefusedTokenError:
+                refused = True
+            else:
+                if reading is not None:
+                    found[name] = reading
+        if refused and not found:
+            # Where another head takes it, the token is right and the cluster is one of before.
+            self._doubt_token(pool, token)
+        return found
+
+    def _doubt_token(self, pool: Key, token: str) -> None:
+        doubted, at = self._doubted.get(pool, ("", 0.0))
+        if token != doubted or not 0.0 <= self._now() - at < DOUBT_SECONDS:
+            self._doubted[pool] = (token, self._now())
+            self._wrong_token(pool)
+
+    async def _read(self, pool: Key, name: str, cluster: Object, token: str) -> ServeReading | None:
+        url = self._url(pool, name, cluster)
+        if not url or is_going(cluster):
             return None
         asked = self._now()
         try:
@@ -137,8 +169,6 @@ class RayPolls:
             reading = read_serve(document, cluster=name, application=pool[1], read_at=asked)
         except (RayError, ValueError, ArithmeticError) as error:
             self._polled(False)
-            if isinstance(error, RayError) and error.unauthorized:
-                self._wrong_token(pool)
             if (pool, name) not in self._away:
                 self._away.add((pool, name))
                 log.info(
@@ -147,6 +177,8 @@ class RayPolls:
                     cluster=name,
                     cause=str(error),
                 )
+            if isinstance(error, RayError) and error.unauthorized:
+                raise _RefusedTokenError from error
             return None
         self._polled(True)
         self._away.discard((pool, name))

@@ -13,7 +13,7 @@ import structlog
 from pointsman_api.compile import RouteProblem
 from pointsman_api.conditions import ModelPoolCondition, Reason
 from pointsman_api.endpoint_slices import ReplicaEndpoint
-from pointsman_api.labels import REVISION_ANNOTATION
+from pointsman_api.labels import REPLICA_TOKEN_KEY, REVISION_ANNOTATION
 from pointsman_api.modelpool import ModelPool
 from pointsman_kube.client import Kube
 from pointsman_kube.errors import Forbidden, Invalid, KindNotServed
@@ -34,6 +34,7 @@ from pointsman_operator.refusal import refused
 from pointsman_operator.rollout import MOVING
 from pointsman_operator.routed_by import routed_by
 from pointsman_operator.scaling import initial_state, wanted_replicas
+from pointsman_operator.secret_reader import decoded
 from pointsman_operator.selected_pods import SelectedPods
 from pointsman_operator.settings import OperatorSettings
 from pointsman_operator.status import (
@@ -233,7 +234,8 @@ class PoolReconciler:
     def _fresh_tokens(self, pool: ModelPool, observed: PoolObserved) -> AccessTokens:
         """Random values; of a running pool whose Secret is lost, what its gateways send."""
         told = None
-        if observed.access_secret is None and observed.ray_clusters:
+        known = decoded(observed.access_secret).get(REPLICA_TOKEN_KEY)
+        if not known and observed.ray_clusters:
             told = self._observer.known_replica_token(
                 (pool.metadata.namespace, pool.metadata.name),
                 namespace=self._settings.namespace,

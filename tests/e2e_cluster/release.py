@@ -123,6 +123,8 @@ def small_values(cluster: NodeCluster | ExistingCluster) -> dict[str, Any]:
                 "transformers": environment,
             },
             "gpu": {"enabled": False},
+            # What a roll-out leaves idle makes room for the next story.
+            "ray": {"workerIdleSeconds": 180},
             "rayHead": {"image": engine, "cpu": "100m", "memory": "512Mi"},
             "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
         },

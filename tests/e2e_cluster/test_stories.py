@@ -167,7 +167,7 @@ def test_policy_edit_reaches_every_gateway_within_two_seconds(
 ) -> None:
     with stories.story(f"{EDITS} edits of a policy") as row:
         world.apply(pool_document("other", replicas=1))
-        world.until_ready("other", 1)
+        world.until_ready("other", 1, timeout_seconds=420)
         gateways = world.release.gateway_pods()
         assert 2 == len(gateways)
         seconds: list[float] = []

@@ -143,6 +143,10 @@ def make_cgroup(layout: Layout) -> None:
             # A new cpuset is empty, and takes no process until it has processors and memory.
             for name in ("cpuset.cpus", "cpuset.mems"):
                 (folder / name).write_text((hierarchy / name).read_text())
+        for name, half in (("cpu.shares", "512"), ("cpu.weight", "50")):
+            # Where processors lack, the control plane goes before the pods.
+            if (folder / name).exists():
+                (folder / name).write_text(half)
 
 
 def remove_cgroup(layout: Layout) -> None:

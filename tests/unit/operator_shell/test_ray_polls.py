@@ -42,12 +42,14 @@ class Head:
         self.asked_for_groups = 0
         self.down = False
         self.groups_down = False
+        self.former_host = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked += 1
         if self.down:
             return web.Response(status=500)
-        if request.headers.get("authorization") != f"Bearer {self.token}":
+        former = self.former_host and request.host.startswith(self.former_host)
+        if former or request.headers.get("authorization") != f"Bearer {self.token}":
             return web.Response(status=401)
         return web.json_response({"applications": self.applications, "target_groups": []})
 
@@ -128,6 +130,26 @@ async def test_asks_each_second_when_something_moves_and_each_five_when_not() ->
         polls.follow(KEY, moving=False)
         await asyncio.sleep(2.5)
         assert head.asked <= 4
+
+
+async def test_reads_the_new_cluster_when_the_former_one_refuses_the_new_token() -> None:
+    head = Head()
+    head.former_host = "localhost"
+    former = cluster("a-former")
+    former["status"]["head"]["podIP"] = "localhost"
+    async with polling(head, Clusters(former, cluster("new"))) as (polls, told):
+        polls.follow(KEY, moving=True)
+        await until(lambda: head.asked >= 4)
+        assert {"new"} == set(polls.readings(KEY))
+        assert "wrong token" not in told
+
+
+async def test_doubts_a_token_once_when_every_head_refuses_it() -> None:
+    head = Head()
+    async with polling(head, Clusters(cluster("one")), token="old") as (polls, told):
+        polls.follow(KEY, moving=True)
+        await until(lambda: head.asked >= 3)
+        assert ["wrong token"] == told
 
 
 async def test_keeps_the_last_reading_when_the_head_is_away() -> None:

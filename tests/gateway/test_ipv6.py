@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 
@@ -24,15 +23,12 @@ from tests.gateway.harness import (
 )
 from tests.gateway.harness import ask as ask_gateway
 from tests.gateway.test_kubernetes_source import TOKEN, endpoints, served
+from tests.machine import needs_ipv6
 
 
 @pytest.fixture(autouse=True)
 def ipv6() -> None:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError as error:
-        pytest.skip(f"this machine cannot listen on ::1 ({error.strerror})")
+    needs_ipv6()
 
 
 async def ask(host: str, port: int, request: bytes) -> Answer:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-
-import pytest
 
 
 @dataclass
@@ -71,12 +68,3 @@ def endless(part: bytes, *headers: str) -> Iterable[bytes]:
 def _head(*headers: str) -> bytes:
     lines = ["HTTP/1.1 200 OK", "content-type: application/json", *headers]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-
-def needs_ipv6() -> None:
-    """Skip where this machine has no IPv6."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError as error:
-        pytest.skip(f"this machine cannot listen on ::1 ({error.strerror})")

@@ -14,7 +14,8 @@ from pointsman_api.labels import GATEWAY_LABEL
 from pointsman_operator.gateway_reports import GatewayReports
 from pointsman_operator.observed import GatewayReport, PoolReport
 from pointsman_operator.scaling import Load, load_of
-from tests.unit.operator_shell.raw_pod import RawPod, document, endless, needs_ipv6, plain, raw_pod
+from tests.machine import needs_ipv6
+from tests.unit.operator_shell.raw_pod import RawPod, document, endless, plain, raw_pod
 
 LIMIT = 100_000
 GOING = "2026-11-01T00:00:00Z"

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pointsman_operator.ray_api import RayApi, RayError
-from tests.unit.operator_shell.raw_pod import RawPod, document, endless, needs_ipv6, plain, raw_pod
+from tests.machine import needs_ipv6
+from tests.unit.operator_shell.raw_pod import RawPod, document, endless, plain, raw_pod
 
 LIMIT = 100_000
 PATH = "/api/serve/applications/"

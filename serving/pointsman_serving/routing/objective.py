@@ -29,8 +29,6 @@ RING_TOKENS: Final = 16.0
 
 # Time keeps deciding among equals where the objective gives it no price.
 LEAST_QUALITY_PER_SECOND: Final = 1e-9
-# A cached prefix keeps deciding among equals where an engine's times hide its prefill.
-LEAST_SECONDS_PER_TOKEN: Final = 2e-6
 
 
 class Scored:

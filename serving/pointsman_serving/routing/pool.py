@@ -11,7 +11,6 @@ from pointsman_serving.routing.features import refused_by
 from pointsman_serving.routing.kv.token_chains import TokenChains
 from pointsman_serving.routing.latency import PoolLatency
 from pointsman_serving.routing.lineup import Lineup
-from pointsman_serving.routing.objective import LEAST_SECONDS_PER_TOKEN
 from pointsman_serving.routing.replica import HOUR_SECONDS, ReplicaState, faded
 from pointsman_serving.routing.ring import DualRing
 from pointsman_serving.routing.slow_start import SLOW_START_SECONDS
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
 _WITHOUT_EMBEDDINGS: Final = frozenset({"Transformers", "Simulated"})
 _MEAN_SHARE: Final = 0.05
-
+# A cached prefix keeps deciding among equals where an engine's times hide its prefill.
+_LEAST_SECONDS_PER_TOKEN: Final = 2e-6
 
 Rates = tuple[float, float, float, float, float, float, float, float, float, float]
 """Tokens of the template and per byte, tokens of an answer, seconds to the first token and more
@@ -307,7 +307,7 @@ class PoolState:
             *tokens.prompt,
             tokens.mean_answer_tokens,
             base,
-            max(per_token, LEAST_SECONDS_PER_TOKEN),
+            max(per_token, _LEAST_SECONDS_PER_TOKEN),
             *latency.decode,
             pricing.input_dollars,
             pricing.cached_input_dollars,

@@ -78,6 +78,7 @@ def encode_slices(
     namespace: str,
     existing: Iterable[Mapping[str, Any]] = (),
     labels: Mapping[str, str] | None = None,
+    empty_port: int | None = None,
     max_endpoints: int = MAX_ENDPOINTS,
 ) -> tuple[dict[str, Any], ...]:
     """The slices of a pool; a replica that has a place among the existing ones keeps it.
@@ -89,10 +90,13 @@ def encode_slices(
         namespace: the gateways'.
         existing: the pool's slices now. Those that the result lacks hold nothing any more.
         labels: further labels of each slice.
+        empty_port: a pool that has no slice yet gets one without endpoints, with this port; None:
+            it gets none.
     """
     existing = tuple(existing)
     if not pool.endpoints:
-        first = min(existing, key=lambda item: str(item["metadata"]["name"]), default=None)
+        new = None if empty_port is None else _to_empty(pool, empty_port, namespace)
+        first = min(existing, key=lambda item: str(item["metadata"]["name"]), default=new)
         return () if first is None else (_emptied(pool, first, namespace, labels or {}),)
     places: dict[str, list[ReplicaEndpoint]] = {}
     by_place = {
@@ -172,6 +176,12 @@ def _slice(
         "ports": [{"name": "http", "port": endpoints[0].port, "protocol": "TCP"}],
         "endpoints": [_endpoint(item) for item in sorted(endpoints, key=lambda e: e.replica)],
     }
+
+
+def _to_empty(pool: PoolEndpoints, port: int, namespace: str) -> dict[str, Any]:
+    """What to empty where there is no slice; its address type says nothing."""
+    nobody = ReplicaEndpoint(replica="", host="", port=port)
+    return _slice(pool, _slice_name(pool, nobody, 0), (nobody,), namespace, {})
 
 
 def _emptied(

@@ -23,7 +23,13 @@ from pointsman_api.labels import (
     SHARDS_ANNOTATION,
     routes_name,
 )
-from pointsman_api.route_table import RouteTable, digest_of, dump_route_table, load_route_table
+from pointsman_api.route_table import (
+    RouteTable,
+    digest_of,
+    dump_route_table,
+    load_readable,
+    load_route_table,
+)
 
 SHARD_BYTES = 900_000
 """What one ConfigMap holds of a table; the rest of its 1 MiB is for its metadata."""
@@ -95,6 +101,33 @@ def read_config(config_maps: Iterable[Mapping[str, Any]]) -> RouteConfig:
         IncompleteRouteConfigError: a part is missing or of another version.
         RouteConfigError: the parts are whole and no route table.
     """
+    text, digest, name = _whole_text(config_maps)
+    try:
+        return RouteConfig(table=load_route_table(text), config_hash=digest)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = field_text(problem["loc"]) or "the document"
+        raise RouteConfigError(
+            f"{name}: the route table cannot be read, {where}: {problem['msg']}; the "
+            "operator and the gateway must be of the same version"
+        ) from error
+
+
+def read_readable(config_maps: Iterable[Mapping[str, Any]]) -> RouteTable:
+    """The pools and routes that this version can read of the table that ConfigMaps hold.
+
+    Raises:
+        RouteConfigError: as :func:`read_config`, but not for single pools and routes.
+    """
+    text, _, name = _whole_text(config_maps)
+    try:
+        return load_readable(text)
+    except ValueError as error:
+        raise RouteConfigError(f"{name}: the route table cannot be read: {error}") from error
+
+
+def _whole_text(config_maps: Iterable[Mapping[str, Any]]) -> tuple[str, str, str]:
+    """The text that a whole set of ConfigMaps holds, its hash, and the name of the first."""
     shards = {_annotation(item, SHARD_ANNOTATION): item for item in config_maps}
     first = shards.get("0")
     if first is None:
@@ -124,15 +157,7 @@ def read_config(config_maps: Iterable[Mapping[str, Any]]) -> RouteConfig:
             f"{_name(first)}: the route table has the hash {found} and should have {digest!r}; "
             "somebody changed the ConfigMap, and the operator writes it anew"
         )
-    try:
-        return RouteConfig(table=load_route_table(text), config_hash=digest)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = field_text(problem["loc"]) or "the document"
-        raise RouteConfigError(
-            f"{_name(first)}: the route table cannot be read, {where}: {problem['msg']}; the "
-            "operator and the gateway must be of the same version"
-        ) from error
+    return text, digest, _name(first)
 
 
 def _parts(document: bytes, limit: int) -> Iterator[bytes]:

@@ -8,11 +8,16 @@ sizes tokens.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+
+_Entry = TypeVar("_Entry")
 
 POOL_ROUTE = "pool:"
 """Instead of a policy's key, before a pool's: the route by which it answers to its own name."""
@@ -249,6 +254,8 @@ class RouteTable:
 
 
 _ADAPTER: TypeAdapter[RouteTable] = TypeAdapter(RouteTable)
+_POOL_ADAPTER: TypeAdapter[PoolEntry] = TypeAdapter(PoolEntry)
+_ROUTE_ADAPTER: TypeAdapter[Route] = TypeAdapter(Route)
 
 
 def dump_route_table(table: RouteTable) -> bytes:
@@ -268,3 +275,34 @@ def load_route_table(document: bytes | str) -> RouteTable:
         pydantic.ValidationError: the document is not a route table.
     """
     return _ADAPTER.validate_json(document)
+
+
+def load_readable(document: bytes | str) -> RouteTable:
+    """The pools and routes of a table that this version can read, without the others.
+
+    A later version may have written values that this one does not know. A route may name a pool
+    that is left out.
+
+    Raises:
+        ValueError: the document is no object with pools and routes.
+    """
+    found = json.loads(document)
+    if not isinstance(found, dict):
+        raise ValueError(f"the route table is {type(found).__name__}; it must be an object")
+    return RouteTable(
+        pools=_readable(_POOL_ADAPTER, found, "pools"),
+        routes=_readable(_ROUTE_ADAPTER, found, "routes"),
+    )
+
+
+def _readable(
+    adapter: TypeAdapter[_Entry], document: dict[str, object], name: str
+) -> dict[str, _Entry]:
+    entries = document.get(name, {})
+    if not isinstance(entries, dict):
+        raise ValueError(f"{name} is {type(entries).__name__}; it must be an object")
+    read: dict[str, _Entry] = {}
+    for key, entry in entries.items():
+        with contextlib.suppress(ValidationError):
+            read[key] = adapter.validate_json(json.dumps(entry))
+    return read

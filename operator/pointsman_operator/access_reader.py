@@ -87,8 +87,13 @@ class AccessReader:
         return Access(secret=secret, lost=self._lost(key, uid, secret))
 
     def ray_token(self, key: Key) -> str | None:
-        """Ray's token of a pool's clusters, as far as it was read."""
-        return decoded(self._secrets.held(key[0], access_secret_name(key[1]))).get(AUTH_TOKEN_KEY)
+        """Ray's token of a pool's clusters, as far as it was read.
+
+        Clusters keep the one that they started with, also while the Secret is lost or foreign.
+        """
+        held = decoded(self._secrets.held(key[0], access_secret_name(key[1])))
+        _, whole = self._whole.get(key, ("", None))
+        return held.get(AUTH_TOKEN_KEY) or decoded(whole).get(AUTH_TOKEN_KEY)
 
     def read_again(self, key: Key) -> None:
         """Ask for the Secret the next time, also where its last answer is young."""

@@ -41,6 +41,7 @@ class CredentialReads:
         for key in before - self._wanted:
             self.queue.forget(key)
             self._data.pop(key, None)
+            self._secrets.forget(*key)
         for key in self._wanted - before:
             self.queue.add(key)
 
@@ -62,6 +63,7 @@ class CredentialReads:
     async def _read(self, key: Key) -> float | None:
         secret = await self._secrets.read(*key)
         if key not in self._wanted:
+            self._secrets.forget(*key)
             return None
         data = None if secret is None else dict(secret.get("data") or {})
         if key not in self._data or self._data[key] != data:

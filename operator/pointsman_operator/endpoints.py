@@ -98,12 +98,16 @@ def plan_slices(
 ) -> SlicePlan:
     """The EndpointSlices to write for a pool; an endpoint that stays keeps its slice.
 
+    A PodSelector pool always has a slice, also without endpoints: its pods ask for no token, by
+    which gateways tell a pool from a deleted one of the same name whose pods they use.
+
     Args:
         existing: the pool's slices in ``namespace``.
         namespace: the gateways'.
         owner: of the slices.
     """
     living = {name_of(item): item for item in existing if not is_going(item)}
+    selector = pool.spec.backend.pod_selector
     wanted = [
         with_hash(owned(item, owner))
         for item in encode_slices(
@@ -116,6 +120,7 @@ def plan_slices(
             namespace=namespace,
             existing=living.values(),
             labels=pool_labels(pool, "endpoints"),
+            empty_port=None if selector is None else selector.port,
         )
     ]
     names = {name_of(item) for item in wanted}

@@ -29,7 +29,7 @@ from pointsman_api.labels import (
 )
 from pointsman_api.meta import DEFAULT_NAMESPACE
 from pointsman_api.modelpool import ModelPool
-from pointsman_api.route_config import RouteConfigError, read_route_config, route_config_maps
+from pointsman_api.route_config import RouteConfigError, read_readable, route_config_maps
 from pointsman_api.route_table import POOL_ROUTE, RouteTable
 from pointsman_api.routepolicy import RoutePolicy
 from pointsman_kube.kinds import CONFIG_MAP, Object, Ref
@@ -144,11 +144,14 @@ def plan_gateway(
         config_maps: the gateway's route tables as they are.
         credentials: the gateway's Secret as it is.
         owner: of all that is written.
-        made: the table of the last round.
+        made: the table of the last round, written or not.
         unreadable: what is there beside those: what its table says of them stays.
+
+    Raises:
+        RouteConfigError: what is to stay of the unreadable is not known: nothing may be written.
     """
     config_maps = tuple(config_maps)
-    kept = _kept(config_maps, unreadable)
+    kept = _kept(config_maps, unreadable, made)
     made_from = (*_versions(pools, policies, namespace_labels), kept)
     if made is None or made.made_from != made_from:
         routes = compile_route_table(
@@ -180,13 +183,22 @@ def plan_gateway(
     )
 
 
-def _kept(config_maps: Iterable[Document], unreadable: Unreadable) -> KeptRoutes:
+def _kept(
+    config_maps: Sequence[Document], unreadable: Unreadable, made: MadeTable | None
+) -> KeptRoutes:
     if unreadable == NOTHING_UNREADABLE:
         return KeptRoutes()
     try:
-        table = read_route_config(config_maps)
+        table = read_readable(config_maps)
     except RouteConfigError:
-        return KeptRoutes()
+        if made is not None:
+            # Somebody deleted or changed a part of it, or not every part could be written.
+            table = made.compiled.table
+        elif config_maps:
+            raise
+        else:
+            # A new gateway: one that cannot be read must not keep it from its first table.
+            table = RouteTable()
     return kept_routes(table, pools=unreadable.pools, policies=unreadable.policies)
 
 

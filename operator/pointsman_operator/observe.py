@@ -56,6 +56,8 @@ class Observer:
             secrets, age_seconds=access_age_seconds, token_came=token_came, now=now
         )
         self._lines = LastLines(kube, now=now)
+        self._named: dict[Key, frozenset[str]] = {}
+        """The Secrets that each pool named last."""
         self._now = now
 
     async def observe(
@@ -68,7 +70,9 @@ class Observer:
     ) -> PoolObserved:
         """What is known about a pool now."""
         key = key_of(pool)
-        secrets = {name: await self._keys_in(key[0], name) for name in named_secrets(pool)}
+        named = named_secrets(pool)
+        self._note_named(key, named)
+        secrets = {name: await self._keys_in(key[0], name) for name in named}
         common = PoolObserved(
             now=self._now(),
             slices=tuple(self._mirrors.slices.find(BY_POOL, key)),
@@ -139,8 +143,9 @@ class Observer:
         self._access.read_again(key)
 
     def forget_pool(self, key: Key) -> None:
-        """The pool is gone, and its tokens with it."""
+        """The pool is gone, its tokens with it, and what it named."""
         self._access.forget(key)
+        self._note_named(key, ())
 
     def ray_token(self, key: Key) -> str | None:
         """Ray's token of a pool's clusters, as far as it was read."""
@@ -160,6 +165,14 @@ class Observer:
             if token := decoded(held).get(name):
                 return token
         return None
+
+    def _note_named(self, key: Key, names: Iterable[str]) -> None:
+        """Forget the Secrets that a pool names no more; who else names one reads it anew."""
+        before, now = self._named.pop(key, frozenset()), frozenset(names)
+        if now:
+            self._named[key] = now
+        for name in before - now:
+            self._secrets.forget(key[0], name)
 
     async def _keys_in(self, namespace: str, name: str) -> frozenset[str] | None:
         secret = await self._secrets.read(namespace, name)

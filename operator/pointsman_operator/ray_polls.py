@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import structlog
 
+from pointsman_api.labels import access_secret_name
 from pointsman_kube.kinds import Object
 from pointsman_kube.mirror import Mirror
 from pointsman_operator.clusters import CLUSTER_LABEL, NODE_TYPE_LABEL
@@ -82,6 +83,7 @@ class RayPolls:
         self._doubted: dict[Key, tuple[str, float]] = {}
         """The token of a pool that every head refused last, and when."""
         self._without_groups: set[tuple[Key, str]] = set()
+        self._without_token: set[Key] = set()
         self.queue = WorkQueue("ray", self._poll, workers=workers, timeout_seconds=30.0)
 
     def readings(self, key: Key) -> dict[str, ServeReading]:
@@ -112,6 +114,7 @@ class RayPolls:
         self._readings.pop(key, None)
         self._moving.discard(key)
         self._doubted.pop(key, None)
+        self._without_token.discard(key)
         self._away = {item for item in self._away if item[0] != key}
         self._without_groups = {item for item in self._without_groups if item[0] != key}
         self.queue.forget(key)
@@ -137,7 +140,9 @@ class RayPolls:
         """What the heads say that answer; all are asked with the token that is known now."""
         token = self._token(pool)
         if token is None:
+            self._tell_no_token(pool, clusters)
             return {}
+        self._without_token.discard(pool)
         found: dict[str, ServeReading] = {}
         refused = False
         for name, cluster in sorted(clusters.items()):
@@ -152,6 +157,18 @@ class RayPolls:
             # Where another head takes it, the token is right and the cluster is one of before.
             self._doubt_token(pool, token)
         return found
+
+    def _tell_no_token(self, pool: Key, clusters: Mapping[str, Object]) -> None:
+        living = sorted(name for name, item in clusters.items() if not is_going(item))
+        if not living or pool in self._without_token:
+            return
+        self._without_token.add(pool)
+        log.warning(
+            "Ray's head is not asked: its token is not known; its last list stays",
+            pool="/".join(pool),
+            clusters=living,
+            next_step=f"see whether the Secret {access_secret_name(pool[1])} is the pool's own",
+        )
 
     def _doubt_token(self, pool: Key, token: str) -> None:
         doubted, at = self._doubted.get(pool, ("", 0.0))

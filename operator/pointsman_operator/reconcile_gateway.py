@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import structlog
+
 from pointsman_api.compile import RouteProblem
 from pointsman_api.conditions import ModelPoolCondition, Reason, RoutePolicyCondition
 from pointsman_api.labels import (
@@ -28,6 +30,7 @@ from pointsman_operator.events import EventWriter
 from pointsman_operator.gateway_plan import (
     REMEMBERED_TABLES,
     GatewayPlan,
+    MadeTable,
     PolicyMemory,
     SecretData,
     Unreadable,
@@ -44,8 +47,14 @@ from pointsman_operator.settings import OperatorSettings
 from pointsman_operator.status_writer import StatusWriter
 from pointsman_operator.store import Key, Store
 
+log = structlog.get_logger(__name__)
+
 _NEW_KEYS_SECONDS = 1.0
 """How long a table waits for the keys of External pools that are new in it."""
+_SHOWN = 10
+"""Of the objects that a line names."""
+_FIRST_PLANS_SECONDS = 1.0
+"""Until something is looked at again that needs a plan of every gateway."""
 
 
 class GatewayReconciler:
@@ -92,6 +101,9 @@ class GatewayReconciler:
         self._owner = owner
         self._waiting: set[str] = set()
         self._plans: dict[str, GatewayPlan] = {}
+        self._made: dict[str, MadeTable] = {}
+        self._stopped: dict[str, str] = {}
+        """Why nothing can be written for a gateway, as it was said."""
         self._problems: dict[str, dict[str, tuple[RouteProblem, ...]]] = {}
 
     def route_problems(self, pool: ModelPool) -> tuple[RouteProblem, ...]:
@@ -108,21 +120,31 @@ class GatewayReconciler:
         pools, policies = self._store.pools.all(), self._store.policies.all()
         namespace, name = self._settings.namespace, credentials_name(gateway)
         credentials = await self._secrets.read(namespace, name)
+        secrets = await self._secret_data(pools, (credentials or {}).get("data") or {})
         before = self._plans.get(gateway)
-        plan = plan_gateway(
-            gateway,
-            pools,
-            policies,
-            namespace=namespace,
-            namespace_labels=self._namespace_labels(),
-            secrets=await self._secret_data(pools, (credentials or {}).get("data") or {}),
-            config_maps=self._config_maps(gateway),
-            credentials=credentials,
-            memory=self._recalled(gateway, policies) if before is None else before.memory,
-            owner=self._owner,
-            made=None if before is None else before.made,
-            unreadable=self._unreadable(),
-        )
+        unreadable = self._unreadable()
+        try:
+            plan = plan_gateway(
+                gateway,
+                pools,
+                policies,
+                namespace=namespace,
+                namespace_labels=self._namespace_labels(),
+                secrets=secrets,
+                config_maps=self._config_maps(gateway),
+                credentials=credentials,
+                memory=self._recalled(gateway, policies) if before is None else before.memory,
+                owner=self._owner,
+                made=self._made.get(gateway),
+                unreadable=unreadable,
+            )
+        except RouteConfigError as error:
+            self._tell_stopped(gateway, str(error), unreadable)
+            return self._later()
+        self._stopped.pop(gateway, None)
+        if plan.made is not None:
+            # Also where it is not written, or only in part: it has what cannot be read.
+            self._made[gateway] = plan.made
         await self._applier.apply(plan.apply)
         await self._applier.delete(plan.delete)
         self._plans[gateway] = plan
@@ -131,7 +153,7 @@ class GatewayReconciler:
             waiting.union(self._note_problems(gateway, plan)),
             touched_policies(policies, before, plan),
         )
-        return self._resync_seconds * (0.8 + 0.4 * self._source.random())
+        return self._later()
 
     def has_token(self, pool: ModelPool) -> bool:
         """Whether every gateway that knows a pool has its token; if not, its next plan tells."""
@@ -175,6 +197,9 @@ class GatewayReconciler:
             return None
         policy = self._store.policies.get(key)
         if policy is None:
+            if not all(gateway in self._plans for gateway in self._settings.gateways):
+                # Whether it stays is not known before, and nothing of it was taken out yet.
+                return _FIRST_PLANS_SECONDS
             stays = any(
                 route.policy == object_key(*key)
                 for plan in self._plans.values()
@@ -182,7 +207,7 @@ class GatewayReconciler:
             )
             problem = self._store.policies.problem(key)
             await self._status.write(raw, unreadable_status(raw, problem, stays, self._now()))
-            return None
+            return self._later()
         gateway = policy.spec.gateway_ref.name
         plan = self._plans.get(gateway)
         if plan is None and gateway in self._settings.gateways:
@@ -199,7 +224,23 @@ class GatewayReconciler:
             before=raw.get("status"),
         )
         await self._status.write(raw, status)
+        return self._later()
+
+    def _later(self) -> float:
         return self._resync_seconds * (0.8 + 0.4 * self._source.random())
+
+    def _tell_stopped(self, gateway: str, cause: str, unreadable: Unreadable) -> None:
+        if self._stopped.get(gateway) == cause:
+            return
+        self._stopped[gateway] = cause
+        objects = sorted({*unreadable.pools, *unreadable.policies})
+        log.error(
+            "the gateway's route table stays as it is: neither it nor all objects can be read",
+            gateway=gateway,
+            cause=cause,
+            unreadable=objects[:_SHOWN],
+            next_step="correct or delete these objects, or update the operator",
+        )
 
     def _recalled(self, gateway: str, policies: Iterable[RoutePolicy]) -> PolicyMemory:
         """What an operator before this one remembered, from what it has written."""
@@ -279,11 +320,11 @@ class GatewayReconciler:
         """The condition Ready of the pools that a policy names, by the pools' keys."""
         ready: dict[str, bool] = {}
         for pool in pools_named(policy):
-            found = self._store.pools.last_good(pool)
-            if found is not None:
-                status = (self._store.pools.raw(pool) or {}).get("status")
-                condition = condition_of(status, ModelPoolCondition.READY)
-                ready[found.key] = condition.get("status") == "True"
+            # As the API has it: one that could never be read may be in the table and serve.
+            raw = self._store.pools.raw(pool)
+            if raw is not None:
+                condition = condition_of(raw.get("status"), ModelPoolCondition.READY)
+                ready[object_key(*pool)] = condition.get("status") == "True"
         return ready
 
 

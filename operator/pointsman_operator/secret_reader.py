@@ -98,11 +98,6 @@ class SecretReader:
         self._held.pop((namespace, name), None)
         self._reading.pop((namespace, name), None)
 
-    def forget_namespace(self, namespace: str) -> None:
-        """Nothing of this namespace is needed any more."""
-        for key in [key for key in self._held if key[0] == namespace]:
-            self.forget(*key)
-
     def _fresh(self, key: Key, most_age_seconds: float) -> _Read | None:
         held = self._held.get(key)
         if held is None:

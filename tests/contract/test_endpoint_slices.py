@@ -83,6 +83,20 @@ def test_one_slice_without_endpoints_stays_when_the_last_replica_goes() -> None:
     assert () == encode_slices(pool_of(), namespace="system")
 
 
+def test_slice_without_endpoints_is_made_when_one_is_asked_for_and_there_is_none() -> None:
+    (made,) = encode_slices(pool_of(), namespace="system", labels={"x": "y"}, empty_port=8000)
+
+    assert {"team/qwen": pool_of()} == decode_slices([made])
+    assert "y" == made["metadata"]["labels"]["x"]
+    assert ("IPv4", []) == (made["addressType"], made["endpoints"])
+    assert [{"name": "http", "port": 8000, "protocol": "TCP"}] == made["ports"]
+    # It is the place of the first replica that comes, and stays when that goes.
+    filled = encode_slices(pool_of(replica("a", 8000)), namespace="system", existing=(made,))
+    assert [made["metadata"]["name"]] == list(names(filled))
+    (emptied,) = encode_slices(pool_of(), namespace="system", existing=filled, empty_port=9000)
+    assert made["ports"] == emptied["ports"]
+
+
 def test_slice_lies_in_the_gateways_namespace_when_the_pool_is_elsewhere() -> None:
     (found,) = encode_slices(pool_of(replica("a")), namespace="system", labels={"x": "y"})
     assert "system" == found["metadata"]["namespace"]

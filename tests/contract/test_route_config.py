@@ -15,6 +15,7 @@ from pointsman_api.route_config import (
     IncompleteRouteConfigError,
     RouteConfigError,
     read_config,
+    read_readable,
     read_route_config,
     route_config_maps,
 )
@@ -107,6 +108,19 @@ def test_set_is_refused_when_it_is_no_table_of_this_version() -> None:
     annotations["pointsman.dev/config-hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     with pytest.raises(RouteConfigError, match="cannot be read, pools"):
         read_route_config([shard])
+    with pytest.raises(RouteConfigError, match="routes-0: the route table cannot be read: pools"):
+        read_readable([shard])
+
+
+def test_the_rest_is_read_when_one_pool_is_of_a_later_version() -> None:
+    (shard,) = copy.deepcopy(config_maps(table_of(2)))
+    text = shard["data"]["table.json"].replace("RayServe", "OfALaterVersion", 1)
+    shard["data"]["table.json"] = text
+    annotations = shard["metadata"]["annotations"]
+    annotations["pointsman.dev/config-hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    with pytest.raises(RouteConfigError):
+        read_config([shard])
+    assert {"pool-1"} == set(read_readable([shard]).pools)
 
 
 def test_table_is_taken_when_a_newer_operator_says_more() -> None:

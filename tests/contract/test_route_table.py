@@ -19,6 +19,7 @@ from pointsman_api.route_table import (
     Rule,
     RuleMatch,
     dump_route_table,
+    load_readable,
     load_route_table,
 )
 from pointsman_api.routepolicy import RoutePolicy
@@ -54,6 +55,7 @@ _TABLES = st.builds(
 def test_table_is_the_same_when_dumped_and_loaded(table: RouteTable) -> None:
     assert load_route_table(dump_route_table(table)) == table
     assert load_route_table(dump_route_table(table)).digest() == table.digest()
+    assert load_readable(dump_route_table(table)) == table
 
 
 @pytest.mark.pain_17
@@ -96,6 +98,26 @@ def test_text_with_every_default_is_read_as_the_one_without() -> None:
     long = TypeAdapter(RouteTable).dump_json(table)
     assert table == load_route_table(long)
     assert len(dump_route_table(table)) < len(long) / 4
+
+
+def test_only_what_this_version_knows_is_read_when_a_later_one_has_written_more() -> None:
+    document = json.loads(GOLDEN.read_bytes())
+    whole = load_readable(json.dumps(document))
+    document["pools"]["rich"]["backend"] = "OfALaterVersion"
+    document["routes"]["new"] = {"policy": "p", "rules": "of a later version"}
+
+    found = load_readable(json.dumps(document))
+
+    assert load_route_table(GOLDEN.read_bytes()) == whole
+    assert {"pool": whole.pools["pool"]} == found.pools
+    assert whole.routes == found.routes
+    assert RouteTable() == load_readable("{}")
+
+
+@pytest.mark.parametrize("document", ["", "[]", '{"pools": 1}', '{"routes": null}'])
+def test_nothing_is_read_when_a_document_has_no_entries(document: str) -> None:
+    with pytest.raises(ValueError, match=r"must be an object|Expecting value"):
+        load_readable(document)
 
 
 @pytest.mark.parametrize("document", ["", "[]", '{"pools": 1}', '{"pools": {"a": {"name": "a"}}}'])

@@ -138,6 +138,33 @@ async def test_pool_is_empty_at_once_when_its_slice_says_so(kube: FakeKube) -> N
         assert [] == running.replicas
 
 
+async def test_nothing_comes_back_when_the_only_slice_left_says_that_there_is_none(
+    kube: FakeKube,
+) -> None:
+    async with served(kube) as running:
+        # Each of the two replicas has a slice, as each has a port.
+        left, gone = (name for kind, name in kube.objects if kind == "EndpointSlice")
+        kube.remove("EndpointSlice", gone)
+        kube.put(kube.objects["EndpointSlice", left] | {"endpoints": []})
+        await until(lambda: not running.replicas, seconds=0.9)
+        kube.remove("EndpointSlice")
+        await asyncio.sleep(0.1)
+        assert [] == running.replicas
+
+
+async def test_pods_of_a_deleted_pool_are_dropped_when_its_namesake_selects_none(
+    kube: FakeKube,
+) -> None:
+    kube.put_table(table_of(backend=BackendType.POD_SELECTOR, engine=""))
+    async with served(kube) as running:
+        (first, *_) = (kube.objects[key] for key in kube.objects if key[0] == "EndpointSlice")
+        kube.remove("EndpointSlice")
+        await until(lambda: running.metric("replicas_kept") == 2.0)
+        kube.put(first | {"endpoints": []})
+        await until(lambda: not running.replicas, seconds=0.9)
+        assert 0.0 == running.metric("replicas_kept")
+
+
 async def test_replica_that_was_not_ready_gets_nothing_when_its_slice_is_gone(
     kube: FakeKube, engine: FakeEngine, other: FakeEngine
 ) -> None:

@@ -337,6 +337,16 @@ def test_nothing_is_written_when_no_replica_changed() -> None:
     assert ((), ()) == (again.apply, again.delete)
 
 
+def test_a_pool_of_selected_pods_has_a_slice_when_it_selects_none() -> None:
+    pool = selector_pool()
+    (item,) = plan_slices(pool, [], [], namespace="system").apply
+
+    assert ([], 8000) == (item["endpoints"], item["ports"][0]["port"])
+    again = plan_slices(pool, [], [item], namespace="system")
+    assert ((), ()) == (again.apply, again.delete)
+    assert () == sliced([]).apply
+
+
 def test_a_slice_goes_with_its_last_replica() -> None:
     first = sliced([endpoint(1), endpoint(2, port=30001)])
 

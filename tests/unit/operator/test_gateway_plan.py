@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman_api.conditions import Reason
-from pointsman_api.route_config import read_route_config
+from pointsman_api.route_config import RouteConfigError, read_route_config
 from pointsman_operator.gateway_plan import (
     NOTHING_UNREADABLE,
     REMEMBERED_TABLES,
@@ -295,6 +298,55 @@ def test_what_cannot_be_read_is_left_out_when_there_is_no_table_that_has_it() ->
 
     assert {"team/chat"} == set(plan.compiled.table.pools)
     assert {"assistant", "chat"} == set(plan.compiled.table.routes)
+
+
+def test_what_cannot_be_read_stays_when_the_table_has_an_entry_that_cannot_either() -> None:
+    pools = [made_pool(), made_pool(name="strange")]
+    before = gateway_plan(pools, [made_policy(), made_policy("other")])
+    (config_map,) = [item for item in before.apply if item["kind"] == "ConfigMap"]
+    document = json.loads(config_map["data"]["table.json"])
+    document["pools"]["team/strange"]["backend"] = "OfALaterVersion"
+    document["routes"]["other"]["rules"][0]["overload"] = {"action": "OfALaterVersion"}
+    text = config_map["data"]["table.json"] = json.dumps(document)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    config_map["metadata"]["annotations"]["pointsman.dev/config-hash"] = digest
+
+    after = gateway_plan(
+        [],
+        config_maps=[config_map],
+        unreadable=Unreadable(
+            pools=frozenset({"team/chat", "team/strange"}),
+            policies=frozenset({"team/assistant", "team/other"}),
+        ),
+    )
+
+    assert {"team/chat"} == set(after.compiled.table.pools)
+    assert {"assistant", "chat"} == set(after.compiled.table.routes)
+    for name, route in after.compiled.table.routes.items():
+        assert before.compiled.table.routes[name] == route
+
+
+def test_what_cannot_be_read_stays_as_it_was_made_last_when_the_table_is_lost() -> None:
+    before = gateway_plan([made_pool()], [made_policy()])
+    unreadable = Unreadable(policies=frozenset({"team/assistant"}))
+
+    after = gateway_plan([made_pool(generation=2)], made=before.made, unreadable=unreadable)
+
+    assert before.compiled.table == after.compiled.table
+
+
+def test_nothing_is_planned_when_a_table_is_there_and_what_stays_of_it_is_not_known() -> None:
+    before = gateway_plan([made_pool()], [made_policy()])
+    (config_map,) = [item for item in before.apply if item["kind"] == "ConfigMap"]
+    config_map["metadata"]["annotations"]["pointsman.dev/shards"] = "2"
+
+    assert gateway_plan([made_pool()], config_maps=[config_map]).apply
+    with pytest.raises(RouteConfigError, match="part 1 of 2"):
+        gateway_plan(
+            [made_pool()],
+            config_maps=[config_map],
+            unreadable=Unreadable(policies=frozenset({"team/assistant"})),
+        )
 
 
 def test_the_field_is_named_when_a_credential_cannot_be_taken() -> None:

@@ -280,18 +280,16 @@ def rolling(**serve: Any) -> tuple[ModelPool, PoolObserved, dict[str, Any]]:
     observed = with_applied(observed, planned(pool, observed))
     assert observed.ray_service is not None
     service = service_status(observed.ray_service, active="one")
+    moving: dict[str, Any] = {
+        "deployment": "UPDATING",
+        "status": "DEPLOYING",
+        "deployed_at": NOW,
+        "started_at": {"a": NOW - 500, "b": NOW + 5},
+    }
     document = serve_document(
         {"a": ("10.0.0.1", 30000), "b": ("10.0.0.2", 30000)},
         args=replica_args_in(service),
-        **(
-            {
-                "deployment": "UPDATING",
-                "status": "DEPLOYING",
-                "deployed_at": NOW,
-                "started_at": {"a": NOW - 500, "b": NOW + 5},
-            }
-            | serve
-        ),
+        **(moving | serve),
     )
     observed = replace(
         observed, now=NOW + 20, ray_service=service, serve={"one": reading_of(document)}

@@ -102,6 +102,23 @@ async def test_a_secret_of_a_deleted_namesake_is_foreign_and_no_token_of_it_is_u
     assert "a" == scene.reader.ray_token(KEY)
 
 
+async def test_rays_token_stays_known_when_a_stranger_takes_the_name_of_the_secret() -> None:
+    scene = Scene()
+    await scene.reader.read(POOL, [])
+    scene.put(uid="uid-stranger", auth_token="eA==")
+    scene.reader.read_again(KEY)
+    assert "a" == scene.reader.ray_token(KEY)
+    assert (await scene.reader.read(POOL, [])).foreign is not None
+    assert "a" == scene.reader.ray_token(KEY)
+    # The pool's own again, with another token.
+    scene.put(auth_token="Yw==")
+    scene.now += 1.5
+    await scene.reader.read(POOL, [])
+    assert "c" == scene.reader.ray_token(KEY)
+    scene.reader.forget(KEY)
+    assert scene.reader.ray_token(KEY) is None
+
+
 async def test_nothing_of_a_namesakes_secret_is_known_when_the_pool_has_another_uid() -> None:
     scene = Scene()
     metadata = POOL.metadata.model_copy(update={"uid": "uid-new"})

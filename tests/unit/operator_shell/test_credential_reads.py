@@ -24,11 +24,12 @@ class Secrets:
     def __init__(self) -> None:
         self.values = {"good": "a"}
         self.slow: set[str] = set()
+        self.goes_on = asyncio.Event()
         self.broken: set[str] = set()
 
     async def get(self, ref: Ref) -> dict[str, Any]:
         if ref.name in self.slow:
-            await asyncio.sleep(60)
+            await self.goes_on.wait()
         if ref.name in self.broken:
             raise Unavailable("away")
         if ref.name not in self.values:
@@ -98,3 +99,24 @@ async def test_a_secret_is_read_no_more_when_no_pool_names_it() -> None:
         reads.want([OTHER])
         await asyncio.sleep(0.2)
         assert {OTHER: None} == reads.data()
+
+
+async def test_a_secret_is_forgotten_when_no_pool_names_it_also_one_that_is_being_read() -> None:
+    secrets = Secrets()
+    secrets.values |= {"slow": "b"}
+    secrets.slow.add("slow")
+    reader = SecretReader(cast("Kube", secrets), ttl_seconds=0.05, most_per_second=1.0)
+    reads = CredentialReads(reader, changed=lambda: None)
+    reads.want([GOOD])
+    await reads._read(GOOD)
+    reads.want([SLOW])
+    assert reader.held(*GOOD) is None
+    assert 0.05 == reader.ttl_seconds
+
+    reading = asyncio.create_task(reads._read(SLOW))
+    await asyncio.sleep(0)
+    reads.want([])
+    secrets.goes_on.set()
+    assert None is await reading
+
+    assert reader.held(*SLOW) is None

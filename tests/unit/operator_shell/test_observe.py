@@ -5,7 +5,7 @@ from typing import Any
 from pointsman_operator.claims import Claim, claim_of
 from pointsman_operator.observe import own_clusters, own_pods
 from pointsman_operator.observed import PoolObserved
-from tests.unit.operator.scenes import made_pool, ray_cluster, worker_pod
+from tests.unit.operator.scenes import external_pool, made_pool, ray_cluster, worker_pod
 from tests.unit.operator_shell.pool_side import KEY, PoolSide
 
 OLD, NEW, MADE = "2026-11-01T00:00:00Z", "2026-11-01T02:00:00Z", "2026-11-01T01:00:00Z"
@@ -130,6 +130,27 @@ async def test_a_missing_secret_that_the_pool_names_is_told_as_missing() -> None
     pool = made_pool(engine={"type": "VLLM"}, ray_serve={"model": {"source": source}})
 
     assert {"hf": None} == (await side.observer.observe(pool, refused="")).secrets
+
+
+async def test_a_secret_is_forgotten_when_the_pool_names_another_or_is_gone() -> None:
+    side = PoolSide()
+
+    async def name(secret: str) -> None:
+        metadata = {"name": secret, "namespace": "team"}
+        side.api.put({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
+        reference = {"name": secret, "key": "api"}
+        pool = external_pool("chat", credentialSecretRef=reference)
+        await side.observer.observe(pool, refused="")
+
+    def held() -> list[bool]:
+        return [side.secrets.held("team", secret) is not None for secret in ("old", "new")]
+
+    await name("old")
+    assert [True, False] == held()
+    await name("new")
+    assert [False, True] == held()
+    side.observer.forget_pool(KEY)
+    assert [False, False] == held()
 
 
 async def test_only_the_pools_own_slices_are_seen() -> None:

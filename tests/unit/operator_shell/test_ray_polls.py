@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import structlog
 from aiohttp import web
 
 from pointsman_operator.ray_api import RayApi
@@ -74,7 +75,7 @@ class Head:
 
 @contextlib.asynccontextmanager
 async def polling(
-    head: Head, clusters: Clusters, *, token: str = "right"
+    head: Head, clusters: Clusters, *, token: str | None = "right"
 ) -> AsyncIterator[tuple[RayPolls, list[str]]]:
     app = web.Application()
     app.router.add_get("/api/serve/applications/", head.answer)
@@ -186,6 +187,21 @@ async def test_says_so_when_the_token_is_refused() -> None:
         await until(lambda: told)
         assert "wrong token" == told[0]
         assert {} == polls.readings(KEY)
+
+
+async def test_says_once_which_living_clusters_are_not_asked_when_there_is_no_token() -> None:
+    head, going = Head(), cluster("going")
+    going["metadata"]["deletionTimestamp"] = "2026-11-01T00:00:00Z"
+    clusters = Clusters(going)
+    with structlog.testing.capture_logs() as logs:
+        async with polling(head, clusters, token=None) as (polls, _):
+            polls.follow(KEY, moving=True)
+            await asyncio.sleep(0.3)
+            assert [] == logs
+            clusters.items.append(cluster("one"))
+            await asyncio.sleep(2.6)
+            assert [["one"]] == [item["clusters"] for item in logs]
+            assert 0 == head.asked
 
 
 def application(bundles: int) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class KeptReplicas:
         known = self._pools.get(name)
         if known is not None and known.warned:
             log.info("the replicas of a pool have an EndpointSlice again", pool=name)
-        deleted = [] if known is None else known.deleted
+        # One that says that there is none speaks for those that went before it, too.
+        deleted = [] if known is None or not endpoints.endpoints else known.deleted
         self._pools[name] = _Pool(endpoints, token, deleted=deleted)
 
     def slice_deleted(self, name: str, endpoints: PoolEndpoints) -> None:

@@ -86,11 +86,6 @@ class RouteConfig:
     """As whoever wrote it says: another version may dump the same table otherwise."""
 
 
-def read_route_config(config_maps: Iterable[Mapping[str, Any]]) -> RouteTable:
-    """The table of :func:`read_config`."""
-    return read_config(config_maps).table
-
-
 def read_config(config_maps: Iterable[Mapping[str, Any]]) -> RouteConfig:
     """The table that ConfigMaps hold, and its hash.
 

@@ -11,7 +11,7 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FieldPath = tuple[str | int, ...]
+    from pointsman_api.field_path import FieldPath
 
 MAX_NODES = 100_000
 """Fields of one document; aliases count each time, so that a small file cannot grow huge."""

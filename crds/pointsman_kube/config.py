@@ -18,6 +18,8 @@ from kubernetes.aio.config import (
     refresh_token,
 )
 
+from pointsman_kube.tasks import end_task
+
 
 class ConfigurationError(Exception):
     """There is no usable configuration; says what was looked for and what to do."""
@@ -67,9 +69,7 @@ async def renewed_token(configuration: Configuration, loader: Any) -> AsyncItera
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end_task(task)
 
 
 def _home_file() -> str:

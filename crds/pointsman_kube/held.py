@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, KeysView, Mapping
-from typing import Any
 
 import structlog
 
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import Object
 
 log = structlog.get_logger(__name__)
-
-Key = tuple[str, str]
-"""Namespace (empty where the kind has none) and name."""
 
 OnChange = Callable[[Key, Object | None, Object | None], None]
 """Told the key, the object before (None: new) and after (None: deleted)."""
@@ -115,9 +112,3 @@ class HeldObjects:
                 keys.pop(key, None)
                 if not keys:
                     del found[value]
-
-
-def key_of(obj: Mapping[str, Any]) -> Key:
-    """Namespace and name of an object."""
-    metadata = obj["metadata"]
-    return str(metadata.get("namespace", "")), str(metadata["name"])

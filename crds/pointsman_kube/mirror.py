@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, KeysView, Mapping
-from typing import Any
 
 import structlog
 
@@ -20,10 +19,9 @@ from pointsman_kube.errors import (
     KubeError,
     Unavailable,
 )
-from pointsman_kube.held import HeldObjects, Key, OnChange, key_of
+from pointsman_kube.held import HeldObjects, OnChange
+from pointsman_kube.identity import Key, is_older_or_same, key_of, uid_of, version_of
 from pointsman_kube.kinds import Kind, Object
-
-__all__ = ["Key", "Mirror", "OnChange"]
 
 log = structlog.get_logger(__name__)
 
@@ -219,7 +217,7 @@ class Mirror:
             self._held.remove(key)
         for key, obj in listed.items():
             held = self._held.get(key)
-            if held is None or _version(held) != _version(obj):
+            if held is None or version_of(held) != version_of(obj):
                 self._held.put(key, obj)
         self._answer()
         if changed:
@@ -251,7 +249,7 @@ class Mirror:
                     self._deleted(key_of(obj), obj)
                 elif event != "BOOKMARK":
                     self._take(key_of(obj), obj)
-                version = _version(obj)
+                version = version_of(obj)
         except KubeError as error:
             if isinstance(error, Gone | KindNotServed | Garbled) or error.status >= 400:
                 raise
@@ -336,29 +334,17 @@ class Mirror:
 
     def _take(self, key: Key, obj: Object) -> None:
         held = self._held.get(key)
-        if held is not None and _is_older_or_same(obj, held):
+        if held is not None and is_older_or_same(obj, held):
             return
         self._held.put(key, obj)
 
     def _deleted(self, key: Key, obj: Object) -> None:
         held = self._held.get(key)
         # Its namesake, made since then, may be known already from the write that made it.
-        if held is not None and held["metadata"].get("uid") == obj["metadata"].get("uid"):
+        if held is not None and uid_of(held) == uid_of(obj):
             self._held.remove(key)
 
 
 def _refuses(error: KubeError) -> bool:
     """Whether the same question would get the same answer until somebody changes something."""
     return 400 <= error.status < 500 and not isinstance(error, Unavailable)
-
-
-def _version(obj: Mapping[str, Any]) -> str:
-    return str(obj["metadata"].get("resourceVersion", ""))
-
-
-def _is_older_or_same(obj: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
-    """Versions of one kind grow with every change (KEP-5504 makes that a promise)."""
-    if obj["metadata"].get("uid") != held["metadata"].get("uid"):
-        return False
-    new, old = _version(obj), _version(held)
-    return new == old or (new.isdigit() and old.isdigit() and int(new) < int(old))

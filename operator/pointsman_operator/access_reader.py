@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from pointsman_api.labels import AUTH_TOKEN_KEY, REPLICA_TOKEN_KEY, access_secret_name
 from pointsman_api.modelpool import ModelPool
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import Object
 from pointsman_operator.claims import Claim, claim_of
 from pointsman_operator.objects import is_going
-from pointsman_operator.secret_reader import Key, SecretReader, decoded
+from pointsman_operator.secret_reader import SecretReader, decoded
 
 _MISSING_SECONDS = 1.0
 _AWAITED_SECONDS = 5.0

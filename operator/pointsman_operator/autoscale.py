@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from pointsman_kube.identity import Key
 from pointsman_operator.gateway_reports import GatewayReports
-from pointsman_operator.reconcile_pool import PoolMemory
+from pointsman_operator.pool_memory import PoolMemory
 from pointsman_operator.scaling import decide, load_of
-from pointsman_operator.store import Key, Store
+from pointsman_operator.store import Store
 
 log = structlog.get_logger(__name__)
 

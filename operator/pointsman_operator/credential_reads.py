@@ -6,7 +6,8 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
 
-from pointsman_operator.secret_reader import Key, SecretReader
+from pointsman_kube.identity import Key
+from pointsman_operator.secret_reader import SecretReader
 from pointsman_operator.work_queue import WorkQueue
 
 Data = Mapping[str, str]

@@ -11,8 +11,9 @@ import aiohttp
 import structlog
 
 from pointsman_api.labels import GATEWAY_LABEL
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import Object
-from pointsman_kube.mirror import Key, Mirror
+from pointsman_kube.mirror import Mirror
 from pointsman_operator.objects import is_going, metadata_of
 from pointsman_operator.observed import GatewayReport, GatewayView, read_gateway_status
 from pointsman_operator.pod_answer import MOST_BYTES, PodAnswerError, read_json, session_for_pods

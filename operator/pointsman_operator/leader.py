@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from pointsman_kube.client import Kube
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import Object
 from pointsman_kube.mirror import Mirror
 from pointsman_operator.apply import Applier
@@ -31,7 +32,7 @@ from pointsman_operator.reconcile_pool import PoolReconciler
 from pointsman_operator.secret_reader import SecretReader
 from pointsman_operator.selected_pods import SelectedPods
 from pointsman_operator.settings import OperatorSettings
-from pointsman_operator.store import Change, Key, Store
+from pointsman_operator.store import Change, Store
 from pointsman_operator.stuck_clusters import StuckClusters
 from pointsman_operator.sweep import Sweeper
 from pointsman_operator.work_queue import Debounce, WorkQueue

@@ -8,6 +8,8 @@ from typing import Any
 
 from pointsman_api.labels import GATEWAY_LABEL, POOL_LABEL, POOL_NAMESPACE_LABEL
 from pointsman_kube.client import Kube
+from pointsman_kube.held import OnChange
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import (
     CONFIG_MAP,
     CONTROLLER_REVISION,
@@ -18,7 +20,7 @@ from pointsman_kube.kinds import (
     RAY_SERVICE,
     Object,
 )
-from pointsman_kube.mirror import Key, Mirror, OnChange
+from pointsman_kube.mirror import Mirror
 from pointsman_operator.objects import metadata_of
 
 BY_POOL = "pool"

@@ -9,6 +9,7 @@ from pointsman_api.labels import credentials_name, token_key
 from pointsman_api.modelpool import ModelPool
 from pointsman_kube.client import Kube
 from pointsman_kube.errors import KindNotServed
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import RAY_SERVICE, Object
 from pointsman_operator.access_reader import AccessReader
 from pointsman_operator.claims import Claim, claim_of, is_former, is_labelled
@@ -19,7 +20,7 @@ from pointsman_operator.objects import metadata_of, name_of
 from pointsman_operator.observed import PoolObserved
 from pointsman_operator.pod_logs import LastLines
 from pointsman_operator.ray_polls import RayPolls
-from pointsman_operator.secret_reader import Key, SecretReader, decoded
+from pointsman_operator.secret_reader import SecretReader, decoded
 from pointsman_operator.selected_pods import SelectedPods
 from pointsman_operator.sources import named_secrets
 

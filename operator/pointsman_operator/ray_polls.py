@@ -10,6 +10,7 @@ from dataclasses import replace
 import structlog
 
 from pointsman_api.labels import access_secret_name
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import Object
 from pointsman_kube.mirror import Mirror
 from pointsman_operator.clusters import CLUSTER_LABEL, NODE_TYPE_LABEL
@@ -22,7 +23,6 @@ from pointsman_operator.work_queue import WorkQueue
 
 log = structlog.get_logger(__name__)
 
-Key = tuple[str, str]
 
 MOVING_SECONDS = 1.0
 """Between two questions while something moves."""

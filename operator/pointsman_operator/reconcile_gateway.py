@@ -22,6 +22,7 @@ from pointsman_api.modelpool import ModelPool
 from pointsman_api.route_config import RouteConfigError, read_config
 from pointsman_api.routepolicy import RoutePolicy
 from pointsman_kube.client import Kube
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import Object
 from pointsman_operator.apply import Applier
 from pointsman_operator.conditions import Said, condition_documents, condition_of
@@ -45,7 +46,7 @@ from pointsman_operator.policy_status import policy_events, policy_status
 from pointsman_operator.secret_reader import SecretReader
 from pointsman_operator.settings import OperatorSettings
 from pointsman_operator.status_writer import StatusWriter
-from pointsman_operator.store import Key, Store
+from pointsman_operator.store import Store
 
 log = structlog.get_logger(__name__)
 

@@ -17,6 +17,7 @@ from pointsman_api.labels import REPLICA_TOKEN_KEY, REVISION_ANNOTATION
 from pointsman_api.modelpool import ModelPool
 from pointsman_kube.client import Kube
 from pointsman_kube.errors import Forbidden, Invalid, KindNotServed
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import RAY_SERVICE, Object
 from pointsman_operator.apply import Applier
 from pointsman_operator.conditions import Said, condition_documents
@@ -44,7 +45,7 @@ from pointsman_operator.status import (
     rollout_moves,
 )
 from pointsman_operator.status_writer import StatusWriter
-from pointsman_operator.store import Key, Store
+from pointsman_operator.store import Store
 
 __all__ = ["PoolMemory", "PoolReconciler"]
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from pointsman_kube.client import Kube
 from pointsman_kube.errors import Forbidden, NotFound
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import SECRET, Object, Ref
-
-Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pointsman_api.meta import LabelOperator, LabelSelector
 from pointsman_kube.client import Kube
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import POD, Object
 from pointsman_kube.mirror import Mirror
+from pointsman_kube.tasks import end_task
 from pointsman_operator.mirrors import slim_pod
-
-Key = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -56,7 +55,7 @@ class SelectedPods:
         """The pool is gone, or selects no pods any more."""
         watched = self._watched.pop(key, None)
         if watched is not None:
-            await _end(watched.task)
+            await end_task(watched.task)
 
     async def close(self) -> None:
         """End all watches."""
@@ -74,12 +73,6 @@ class SelectedPods:
         )
         task = asyncio.create_task(mirror.run(), name=f"pods of {key[0]}/{key[1]}")
         return _Watched(selector, mirror, task)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 def selector_text(selector: LabelSelector) -> str:

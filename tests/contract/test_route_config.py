@@ -16,7 +16,6 @@ from pointsman_api.route_config import (
     RouteConfigError,
     read_config,
     read_readable,
-    read_route_config,
     route_config_maps,
 )
 from pointsman_api.route_table import RouteTable
@@ -40,7 +39,7 @@ def config_maps(table: RouteTable, shard_bytes: int = 900_000) -> ConfigMaps:
 def test_table_is_the_same_when_it_was_spread_over_config_maps(shard_bytes: int) -> None:
     table = table_of(20)
     shards = config_maps(table, shard_bytes)
-    assert table == read_route_config(reversed(shards))
+    assert table == read_config(reversed(shards)).table
     assert (len(shards) > 1) == (shard_bytes < 900_000)
     assert all(len(item["data"]["table.json"].encode()) <= shard_bytes for item in shards)
 
@@ -50,13 +49,13 @@ def test_character_is_not_cut_when_a_part_ends_in_it() -> None:
     table = compile_route_table([pool], []).table
     for character in "é€𐍈":
         named = RouteTable(pools=table.pools, routes={character * 50: table.routes["pool"]})
-        assert named == read_route_config(config_maps(named, 64))
+        assert named == read_config(config_maps(named, 64)).table
 
 
 def test_config_map_is_there_when_the_table_is_empty() -> None:
     (shard,) = config_maps(RouteTable())
     assert "pointsman-main-routes-0" == shard["metadata"]["name"]
-    assert RouteTable() == read_route_config([shard])
+    assert RouteTable() == read_config([shard]).table
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -64,18 +63,18 @@ def test_set_is_incomplete_when_a_part_is_missing(gone: int) -> None:
     shards = config_maps(table_of(5), 900)
     del shards[gone]
     with pytest.raises(IncompleteRouteConfigError):
-        read_route_config(shards)
+        read_config(shards)
 
 
 def test_set_is_incomplete_when_parts_are_of_two_versions() -> None:
     old, new = config_maps(table_of(5), 900), config_maps(table_of(5, "other"), 900)
     with pytest.raises(IncompleteRouteConfigError, match="part 1 of"):
-        read_route_config([new[0], *old[1:]])
+        read_config([new[0], *old[1:]])
 
 
 def test_longer_set_of_before_is_passed_over_when_the_new_one_is_whole() -> None:
     old, new = config_maps(table_of(9), 500), config_maps(table_of(2, "b"), 900_000)
-    assert table_of(2, "b") == read_route_config([*new, *old[1:]])
+    assert table_of(2, "b") == read_config([*new, *old[1:]]).table
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_set_is_refused_when_somebody_changed_it(
         node = node[part]
     node[path[-1]] = value
     with pytest.raises(RouteConfigError, match=message) as caught:
-        read_route_config([shard])
+        read_config([shard])
     assert not isinstance(caught.value, IncompleteRouteConfigError)
 
 
@@ -107,7 +106,7 @@ def test_set_is_refused_when_it_is_no_table_of_this_version() -> None:
     annotations = shard["metadata"]["annotations"]
     annotations["pointsman.dev/config-hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     with pytest.raises(RouteConfigError, match="cannot be read, pools"):
-        read_route_config([shard])
+        read_config([shard])
     with pytest.raises(RouteConfigError, match="routes-0: the route table cannot be read: pools"):
         read_readable([shard])
 
@@ -130,7 +129,7 @@ def test_table_is_taken_when_a_newer_operator_says_more() -> None:
     shard["data"]["table.json"] = text
     annotations = shard["metadata"]["annotations"]
     annotations["pointsman.dev/config-hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    assert table_of(1) == read_route_config([shard])
+    assert table_of(1) == read_config([shard]).table
 
 
 def test_hash_is_that_of_the_writer_when_it_dumps_the_table_otherwise() -> None:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from pointsman_api.endpoint_slices import decode_slices
 from pointsman_api.labels import GATEWAY_LABEL, POOL_LABEL
-from pointsman_api.route_config import RouteConfigError, read_route_config
+from pointsman_api.route_config import RouteConfigError, read_config
 from pointsman_api.route_table import RouteTable
 from pointsman_kube.client import Kube
 from pointsman_kube.kinds import CONFIG_MAP, ENDPOINT_SLICE
@@ -98,7 +98,7 @@ class GatewayDouble:
         if self.frozen:
             return
         with contextlib.suppress(RouteConfigError):
-            self.table = read_route_config(self._maps)
+            self.table = read_config(self._maps).table
 
     async def _status(self, _: web.Request) -> web.Response:
         pools = {

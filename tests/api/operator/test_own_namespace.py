@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pointsman_api.route_config import read_route_config
+from pointsman_api.route_config import read_config
 from pointsman_kube.kinds import (
     CONFIG_MAP,
     ENDPOINT_SLICE,
@@ -78,7 +78,7 @@ async def test_the_route_table_is_written_when_there_is_nothing_to_route(stage: 
     await operator.until_leading()
     await until(lambda: stage.get(CONFIG_MAP, "pointsman-default-routes-0"), 5.0)
     config_map = await stage.get(CONFIG_MAP, "pointsman-default-routes-0")
-    assert {} == read_route_config([config_map or {}]).pools
+    assert {} == read_config([config_map or {}]).table.pools
     assert await stage.get(SECRET, CREDENTIALS)
 
 

@@ -10,8 +10,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from pointsman_kube.errors import Forbidden, Invalid
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import CONFIG_MAP, Object
-from pointsman_kube.mirror import Key, Mirror
+from pointsman_kube.mirror import Mirror
 from tests.unit.kube.fake_api_server import FakeApiServer, config_map, kube_for, status_object
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman_api.conditions import Reason
-from pointsman_api.route_config import RouteConfigError, read_route_config
+from pointsman_api.route_config import RouteConfigError, read_config
 from pointsman_operator.gateway_plan import (
     NOTHING_UNREADABLE,
     REMEMBERED_TABLES,
@@ -78,7 +78,7 @@ def test_the_gateway_gets_its_keys_before_the_table_that_needs_them() -> None:
 def test_the_config_maps_read_as_the_table_that_was_compiled() -> None:
     plan = gateway_plan([made_pool()], [made_policy()])
 
-    table = read_route_config([item for item in plan.apply if item["kind"] == "ConfigMap"])
+    table = read_config([item for item in plan.apply if item["kind"] == "ConfigMap"]).table
 
     assert plan.compiled.table == table
     assert plan.config_hash == table.digest()

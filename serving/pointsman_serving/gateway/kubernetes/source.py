@@ -22,8 +22,9 @@ from pointsman_api.labels import (
 from pointsman_api.meta import object_key
 from pointsman_api.route_table import BackendType, PoolEntry, RouteTable
 from pointsman_kube.client import Kube
+from pointsman_kube.identity import Key
 from pointsman_kube.kinds import CONFIG_MAP, ENDPOINT_SLICE, SECRET
-from pointsman_kube.mirror import Key, Mirror
+from pointsman_kube.mirror import Mirror
 from pointsman_serving.gateway.credentials import CredentialError
 from pointsman_serving.gateway.discovery import Publish
 from pointsman_serving.gateway.kubernetes.addresses import ready_addresses
